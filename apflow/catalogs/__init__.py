@@ -1,0 +1,1 @@
+"""Pure functions on tables: tables in, new tables out."""

@@ -1,0 +1,178 @@
+"""Configuration: frozen dataclasses, read from TOML, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apflow.errors import BadRequest
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Waits and deadlines, seconds."""
+
+    image_timeout_s: float = 120.0  # DMTN-092 section 4
+    order_timeout_s: float = 45.0  # longest wait for earlier visits on the same sky
+    gather_after_s: float = 5.0  # a batch closes this long after its first detector
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Star selection, PSF, astrometry and photometry."""
+
+    min_stars: int = 10  # fewer usable stars end the detector as bad_data
+    star_snr: float = 20.0
+    psf_order: int = 1
+    match_radius_arcsec: float = 5.0  # pointing errors reach 2" (LDM-151)
+
+
+@dataclass(frozen=True)
+class Subtract:
+    """Template coverage and PSF matching (Alard & Lupton 1998; Alard 2000)."""
+
+    min_coverage: float = 0.2  # of the detector's good pixels
+    kernel_order: int = 1
+    background_order: int = 2
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Detection on the matched-filtered difference."""
+
+    threshold: float = 5.0  # sigma, both signs
+    max_sources: int = 20_000
+
+
+@dataclass(frozen=True)
+class Associate:
+    """Association with DiaObjects."""
+
+    radius_arcsec: float = 1.0
+    position_floor_arcsec: float = 0.05
+    margin_arcsec: float = 20.0
+    history_days: float = 365.0
+    max_new_objects: int = 1000  # a detector that would make more is refused
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """Alert packets."""
+
+    schema_version: str = "11.1"
+    cutout_px: int = 30
+    cutout_max_px: int = 102
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run needs to know.
+
+    Attributes
+    ----------
+    camera : `str`
+        Name of a camera or path of its YAML file.
+    size : `int` or `None`
+        Pixels of cut-out detectors; None for full CCDs.
+    butler : `str`
+        Root of the Butler repository.
+    ppdb : `str`
+        ``duckdb:///path``; empty for ppdb.duckdb in the Butler's root.
+    alerts : `str`
+        ``file:///path`` of the alert archive; empty for alerts/ in the Butler's root.
+    """
+
+    camera: str = "lsstcam"
+    size: int | None = None
+    butler: str = ""
+    ppdb: str = ""
+    alerts: str = ""
+    timing: Timing = field(default_factory=Timing)
+    calibrate: Calibrate = field(default_factory=Calibrate)
+    subtract: Subtract = field(default_factory=Subtract)
+    detect: Detect = field(default_factory=Detect)
+    associate: Associate = field(default_factory=Associate)
+    packets: Alerts = field(default_factory=Alerts)
+
+    @property
+    def ppdb_url(self) -> str:
+        """URL of the PPDB, defaults resolved."""
+        return self.ppdb or f"duckdb://{Path(self.butler).resolve() / 'ppdb.duckdb'}"
+
+    @property
+    def alerts_url(self) -> str:
+        """URL of the alert archive, defaults resolved."""
+        return self.alerts or f"file://{Path(self.butler).resolve() / 'alerts'}"
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a configuration file.
+
+    Raises
+    ------
+    BadRequest
+        The file is missing or not TOML, or a key is unknown or of a wrong
+        type; the message names the key by its full path.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise BadRequest(f"configuration {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadRequest(f"configuration {path}: {error}") from error
+    return config_from(tree)
+
+
+def config_from(tree: Mapping[str, Any]) -> Config:
+    """Build a `Config` from nested mappings; see `load_config` for errors."""
+    built: Config = _build(Config, tree, "")
+    return built
+
+
+def _build(cls: Any, tree: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = set(tree) - set(hints)
+    if unknown:
+        raise BadRequest(f"unknown configuration key {path}{sorted(unknown)[0]}; accepted: {', '.join(hints)}")
+    return cls(**{key: _value(hints[key], value, path + key) for key, value in tree.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise BadRequest(f"configuration key {path} is {value!r}; accepted: a table")
+        return _build(hint, value, path + ".")
+    accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in accepted and type(value) is int:
+        return float(value)
+    if type(value) not in accepted:
+        names = " or ".join(getattr(t, "__name__", str(t)) for t in accepted)
+        raise BadRequest(f"configuration key {path} is {value!r}; accepted: {names}")
+    return value
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back; None is left out."""
+    tables: list[str] = []
+    lines: list[str] = []
+    for key in dataclasses.fields(config):
+        value = getattr(config, key.name)
+        if dataclasses.is_dataclass(value):
+            rows = [f"{f.name} = {_literal(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+            tables.append("\n".join([f"[{key.name}]", *rows]))
+        elif value is not None:
+            lines.append(f"{key.name} = {_literal(value)}")
+    return "\n\n".join(["\n".join(lines), *tables]) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)

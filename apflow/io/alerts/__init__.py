@@ -1,0 +1,1 @@
+"""Alert packets, their archive and their publication."""

@@ -1,0 +1,1 @@
+"""Nouns: frozen, checked, no input or output."""

@@ -1,0 +1,172 @@
+"""What the steps hand to one another, in the order of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from apflow.model.exposure import Exposure
+from apflow.model.kernel import Kernel
+from apflow.model.skymap import Cell
+from apflow.model.visit import Visit
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files that one detector of one visit reads, as the Butler resolved them.
+
+    Paths are local; a calib is None when none is valid for the visit.
+    """
+
+    bias: str | None
+    dark: str | None
+    flat: str | None
+    defects: str | None
+    templates: tuple[tuple[int, int, str], ...]  # (tract, patch, path)
+    reference: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A visit with its resolved inputs by detector id."""
+
+    visit: Visit
+    run: str  # Butler RUN collection of the outputs
+    inputs: Mapping[int, Inputs]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibs:
+    """Master calibrations of one detector on the assembled CCD grid, and reference stars.
+
+    `bias` in ADU (overscan removed), `dark` in e-/s, `flat` relative to 1,
+    `defects` true where a pixel is bad. `reference` has columns ra, dec
+    (degrees ICRS at the epoch of the visit), mag (AB, in the visit's band).
+    """
+
+    bias: NDArray[np.float32]
+    dark: NDArray[np.float32]
+    flat: NDArray[np.float32]
+    defects: NDArray[np.bool_]
+    reference: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """Template cells (nJy) that overlap a detector."""
+
+    cells: tuple[tuple[Cell, Exposure], ...]
+
+
+@dataclass(frozen=True)
+class RawRef:
+    """A raw image that was received and registered."""
+
+    path: str
+    exposure: int
+    snap: int
+    arrived_unix: float  # when the file was complete: the end of readout for latency
+
+
+@dataclass(frozen=True)
+class Snaps:
+    """The raw images of one detector-visit; `missing` names snaps that never came."""
+
+    raws: tuple[RawRef, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """A difference image (nJy) and what made it.
+
+    `exposure.psf` is the PSF of the difference image; `matched` the template
+    after convolution with `kernel`, both on the science grid.
+    """
+
+    exposure: Exposure
+    matched: Exposure
+    kernel: Kernel
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What the PPDB holds of a region, read immediately before association.
+
+    Tables have the columns of apdb.yaml: current DiaObject versions, and their
+    DiaSources and DiaForcedSources of the last 12 months.
+    """
+
+    objects: pd.DataFrame
+    sources: pd.DataFrame
+    forced: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Associated:
+    """DiaSources with their DiaObjects.
+
+    `sources` are the new DiaSources with diaObjectId set; `objects` the new
+    DiaObject versions, one for each object that got a source;
+    `guard` the version (validityStartMjdTai) of each known object read, by
+    diaObjectId: what the write checks.
+    """
+
+    sources: pd.DataFrame
+    objects: pd.DataFrame
+    guard: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One alert: an Avro datum without framing."""
+
+    alert_id: int  # diaSourceId
+    object_id: int
+    datum: bytes
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A dataset that a worker wrote and a gather registers."""
+
+    dataset_type: str
+    path: str
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorResult:
+    """All that one detector-visit hands to the gathers; no image planes."""
+
+    visit: Visit
+    detector: int
+    sources: pd.DataFrame
+    objects: pd.DataFrame
+    forced: pd.DataFrame
+    guard: Mapping[int, float]
+    packets: tuple[Packet, ...]
+    outputs: tuple[OutputFile, ...]
+    arrived_unix: float
+    mjd_mid_tai: float
+    day_obs: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    #: Cutout FITS files (difference, science, template) by diaSourceId: for a detector that must associate again.
+    cutouts: Mapping[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """An alert that is durable in the archive and waits to be published."""
+
+    alert_id: int
+    object_id: int
+    visit: int
+    detector: int
+    file: str
+    offset: int
+    length: int
+    checksum: int  # crc32 of the datum

@@ -1,0 +1,1 @@
+"""What people run: replay, one detector, any two images, reports."""

@@ -1,0 +1,1 @@
+"""Pure functions on pixels: arrays in, new arrays out."""

@@ -1,0 +1,1 @@
+"""Steps: one function a line of the graph."""

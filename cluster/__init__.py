@@ -1,0 +1,1 @@
+"""Where it runs: clusters and their settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 
 class State(enum.StrEnum):
@@ -53,4 +54,14 @@ class Outcome:
     arrived_unix: float | None = None
     stored_unix: float | None = None
     published_unix: float | None = None
+    steps: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """A detector chain that came to its end, as the gathers receive it: a value or a failure."""
+
+    detector: int
+    value: Any = None  # DetectorResult
+    failure: Failure | None = None
     steps: tuple[StepRecord, ...] = ()

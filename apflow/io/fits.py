@@ -1,0 +1,222 @@
+"""Raw images, exposures and calibs as FITS files that astropy and ds9 read.
+
+Every file is written under another name and renamed when complete, so that a
+reader finds all of it or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.io.hdu import Hdu, read_hdus, read_primary, write_hdus
+from apflow.model.exposure import Exposure, ImageInfo, Mask, Raw
+from apflow.model.psf import Psf
+from apflow.model.wcs import Wcs
+
+_UNITS = {"nJy": ("nJy", "nJy**2"), "electron": ("electron", "electron**2"), "adu": ("adu", "adu**2")}
+_SUMMARY = "SUMMARY "
+
+
+def write_raw(path: str | Path, raw: Raw) -> None:
+    """Write a raw image: a primary header and one HDU a segment.
+
+    Parameters
+    ----------
+    path : `str` or `pathlib.Path`
+    raw : `Raw`
+        Keywords in `raw.header` stand before those made from `raw.info`.
+    """
+    header = header_of(raw.info) | dict(raw.header)
+    write_hdus(path, [Hdu("", header), *(Hdu(name, {}, data) for name, data in raw.segments.items())])
+
+
+def read_raw(path: str | Path) -> Raw:
+    """Read a raw image.
+
+    Raises
+    ------
+    DataError
+        The file is missing, not FITS or truncated, or a keyword is missing.
+    """
+    primary, *rest = read_hdus(path)
+    segments = {hdu.name: hdu.data for hdu in rest if hdu.data is not None}
+    if not segments:
+        raise DataError(f"{path} has no segments; accepted: one image HDU an amplifier")
+    return Raw(segments, info_of(primary.header, path), primary.header)
+
+
+def read_segments(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Raw segments by name, whatever the primary header says."""
+    return {hdu.name: hdu.data for hdu in read_hdus(path)[1:] if hdu.data is not None}
+
+
+def read_info(path: str | Path) -> ImageInfo:
+    """What the primary header says of the image; pixels are not read.
+
+    Raises
+    ------
+    DataError
+        As `read_raw`.
+    """
+    return info_of(read_primary(path), path)
+
+
+def header_of(info: ImageInfo) -> dict[str, Any]:
+    """Keywords of the primary header of a raw image or exposure."""
+    return {
+        "INSTRUME": info.instrument,
+        "DETNUM": info.detector,
+        "EXPID": info.exposure,
+        "DAYOBS": info.exposure // 100_000,
+        "SEQNUM": info.exposure % 100_000,
+        "GROUPID": info.group,
+        "CURINDEX": info.snap,
+        "IMGTYPE": info.image_type,
+        "FILTER": info.physical_filter,
+        "BAND": info.band,
+        "RA": info.ra_deg,
+        "DEC": info.dec_deg,
+        "ROTPA": info.rotation_deg,
+        "EXPTIME": info.exposure_time_s,
+        "TIMESYS": "TAI",
+        "MJD-BEG": info.mjd_begin_tai,
+        "MJD-END": info.mjd_end_tai,
+    } | ({} if info.airmass is None else {"AIRMASS": info.airmass})
+
+
+def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
+    """What a primary header says; `where` names the file in errors.
+
+    The shutter's own times (SHUTTIME, SHUTOPEN, SHUTCLOS) stand before the
+    planned ones.
+
+    Raises
+    ------
+    DataError
+        A keyword is missing or of a wrong kind, or times are not TAI.
+    """
+
+    def get(kind: type, *keys: str) -> Any:
+        for key in keys:
+            if (value := header.get(key)) is not None:
+                try:
+                    return kind(value)
+                except (TypeError, ValueError):
+                    raise DataError(f"{where}: keyword {key} is {value!r}; accepted: {kind.__name__}") from None
+        raise DataError(f"{where}: keyword {' or '.join(keys)} is missing")
+
+    if (system := header.get("TIMESYS", "TAI")) != "TAI":
+        raise DataError(f"{where}: keyword TIMESYS is {system!r}; accepted: TAI")
+    numbered = header.get("DAYOBS") is not None and header.get("SEQNUM") is not None
+    time_s, begin = get(float, "SHUTTIME", "EXPTIME"), get(float, "SHUTOPEN", "MJD-BEG")
+    ended = any(header.get(key) is not None for key in ("SHUTCLOS", "MJD-END"))
+    return ImageInfo(
+        instrument=get(str, "INSTRUME"),
+        detector=get(int, "DETNUM"),
+        exposure=get(int, "DAYOBS") * 100_000 + get(int, "SEQNUM")
+        if header.get("EXPID") is None and numbered
+        else get(int, "EXPID"),
+        group=get(str, "GROUPID"),
+        snap=int(header.get("CURINDEX") or 1),
+        physical_filter=get(str, "FILTER"),
+        band=str(header.get("BAND") or ""),
+        ra_deg=get(float, "RA"),
+        dec_deg=get(float, "DEC"),
+        rotation_deg=get(float, "ROTPA"),
+        exposure_time_s=time_s,
+        mjd_begin_tai=begin,
+        mjd_end_tai=get(float, "SHUTCLOS", "MJD-END") if ended else begin + time_s / 86400.0,
+        image_type=str(header.get("IMGTYPE") or "OBJECT"),
+        airmass=None if header.get("AIRMASS") is None else get(float, "AIRMASS"),
+    )
+
+
+def write_exposure(path: str | Path, exposure: Exposure, extra: Mapping[str, Any] | None = None) -> None:
+    """Write an exposure: HDUs IMAGE, MASK, VARIANCE, and PSF where there is one.
+
+    Parameters
+    ----------
+    path : `str` or `pathlib.Path`
+    exposure : `Exposure`
+        Its summary goes to the primary header as HIERARCH SUMMARY <name>.
+    extra : mapping, optional
+        More keywords of the primary header.
+    """
+    header = header_of(exposure.info) if exposure.info else {}
+    header |= {_SUMMARY + name: value for name, value in exposure.summary.items()} | dict(extra or {})
+    wcs = exposure.wcs.to_header() if exposure.wcs else {}
+    unit, squared = _UNITS.get(exposure.unit, (exposure.unit, f"({exposure.unit})**2"))
+    planes = {f"MP_{plane.name}": plane.bit_length() - 1 for plane in Mask}
+    hdus = [
+        Hdu("", header),
+        Hdu("IMAGE", {"BUNIT": unit} | wcs, exposure.image),
+        Hdu("MASK", planes | wcs, exposure.mask),
+        Hdu("VARIANCE", {"BUNIT": squared} | wcs, exposure.variance),
+    ]
+    if exposure.psf:
+        ny, nx = exposure.psf.shape
+        hdus.append(Hdu("PSF", {"PSFNX": nx, "PSFNY": ny}, np.asarray(exposure.psf.terms, np.float64)))
+    write_hdus(path, hdus)
+
+
+def read_exposure(path: str | Path) -> Exposure:
+    """Read an exposure that `write_exposure` wrote.
+
+    Raises
+    ------
+    DataError
+        The file is missing, not FITS or truncated, or an HDU is missing.
+    """
+    hdus = {hdu.name: hdu for hdu in read_hdus(path)}
+    for name in ("IMAGE", "MASK", "VARIANCE"):
+        if name not in hdus or hdus[name].data is None:
+            raise DataError(f"{path} has no HDU {name}; accepted: IMAGE, MASK, VARIANCE, PSF")
+    primary, image = hdus[""].header, hdus["IMAGE"]
+    psf = hdus.get("PSF")
+    return Exposure(
+        image=np.asarray(image.data, np.float32),
+        variance=np.asarray(hdus["VARIANCE"].data, np.float32),
+        mask=np.asarray(hdus["MASK"].data, np.int32),
+        unit=str(image.header.get("BUNIT", "")),
+        wcs=Wcs.from_header(image.header) if "CTYPE1" in image.header else None,
+        psf=None if psf is None else Psf(np.asarray(psf.data), (psf.header["PSFNY"], psf.header["PSFNX"])),
+        info=info_of(primary, path) if "EXPID" in primary else None,
+        summary={
+            k.removeprefix(_SUMMARY): float("nan") if v is None else float(v)
+            for k, v in primary.items()
+            if k.startswith(_SUMMARY)
+        },
+    )
+
+
+def write_image(path: str | Path, array: NDArray[Any], header: Mapping[str, Any] | None = None) -> None:
+    """Write one array as the primary HDU (masks of bool as uint8)."""
+    write_hdus(path, [Hdu("", header or {}, array)])
+
+
+def read_image(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """The first two-dimensional image of a FITS file, and its header.
+
+    Returns
+    -------
+    array : `numpy.ndarray`, (ny, nx)
+        In native byte order and the type of the file.
+    header : `dict`
+        The primary header with the keywords of the image's own HDU over it.
+
+    Raises
+    ------
+    DataError
+        The file is missing, not FITS, truncated or without an image.
+    """
+    hdus = read_hdus(path)
+    for hdu in hdus:
+        if hdu.data is not None and hdu.data.ndim == 2:
+            return hdu.data, {**hdus[0].header, **hdu.header}
+    raise DataError(f"{path} holds no two-dimensional image")

@@ -58,6 +58,11 @@ def day_obs(mjd_tai: float) -> int:
     return int(day.strftime("%Y%m%d"))
 
 
+def day_obs_of(exposure: int) -> int:
+    """Day of observation of an exposure or visit id."""
+    return exposure // 100_000
+
+
 def pack_visit_detector(visit: int, detector: int) -> int:
     """detector + 256 * (seq_num + 32768 * days since 2010-01-01)."""
     date, seq_num = divmod(visit, 100_000)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
+from apflow.model.ledger import Ended, Outcome
 from apflow.model.skymap import Cell
 from apflow.model.visit import Visit
 
@@ -28,6 +29,7 @@ class Inputs:
     defects: str | None
     templates: tuple[tuple[int, int, str], ...]  # (tract, patch, path)
     reference: tuple[str, ...]
+    skymap: str = ""  # name of the skymap of the templates
 
 
 @dataclass(frozen=True)
@@ -170,3 +172,20 @@ class OutboxRow:
     offset: int
     length: int
     checksum: int  # crc32 of the datum
+
+
+@dataclass(frozen=True, eq=False)
+class Archived:
+    """A batch whose packets are durable."""
+
+    visit: Visit
+    batch: tuple[Ended, ...]
+    rows: tuple[OutboxRow, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A batch after its transaction: how each detector ended, and the alerts that wait to go out."""
+
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[OutboxRow, ...]

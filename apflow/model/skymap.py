@@ -8,11 +8,13 @@ belongs to it alone, and a border overlaps its neighbours.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 
 import hpgeom
 import numpy as np
 
+from apflow.errors import BadRequest
 from apflow.model.region import Region
 from apflow.model.sky import project
 from apflow.model.wcs import Wcs
@@ -62,6 +64,14 @@ class SkyMap:
     def name(self) -> str:
         """Name of the Butler's skymap."""
         return f"apflow_healpix16_{self.cell_px}_{self.border_px}_{self.pixel_scale_arcsec:g}"
+
+    @classmethod
+    def from_name(cls, name: str) -> SkyMap:
+        """The skymap of a name made by `name`."""
+        match = re.fullmatch(r"apflow_healpix16_(\d+)_(\d+)_([\d.]+)", name)
+        if match is None:
+            raise BadRequest(f"skymap {name!r} is not one of apflow's: apflow_healpix16_CELL_BORDER_SCALE")
+        return cls(int(match[1]), int(match[2]), float(match[3]))
 
     @property
     def cells_per_side(self) -> int:

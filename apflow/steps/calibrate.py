@@ -1,0 +1,52 @@
+"""From raw segments to a calibrated science image."""
+
+from __future__ import annotations
+
+import functools
+
+from apflow.config import Config
+from apflow.errors import DataError
+from apflow.graph import node
+from apflow.io.fits import read_raw
+from apflow.model.camera import load_camera
+from apflow.model.exposure import Exposure
+from apflow.model.products import Calibs, Snaps
+from apflow.model.visit import Visit
+from apflow.pixels import calibrate as pixels
+from apflow.pixels import isr
+from apflow.pixels import snaps as pairs
+
+
+@node
+def remove_signature(snaps: Snaps, calibs: Calibs, visit: Visit, detector: int, config: Config) -> Exposure:
+    """Raw segments to electrons with variance and mask; two snaps are combined."""
+    ccd = load_camera(config.camera, config.size).detector(detector)
+    exposures = []
+    for ref in snaps.raws:
+        raw = read_raw(ref.path)
+        if visit.physical_filter and raw.info.physical_filter != visit.physical_filter:
+            raise DataError(
+                f"exposure {raw.info.exposure}: the header's filter is {raw.info.physical_filter!r}, "
+                f"announced was {visit.physical_filter!r}"
+            )
+        exposures.append(isr.remove_signature(raw, ccd, calibs))
+    return functools.reduce(pairs.combine, exposures)
+
+
+@node
+def calibrate(post_isr: Exposure, calibs: Calibs, config: Config) -> Exposure:
+    """Background, PSF, WCS against the reference catalogue, zero point; electrons to nJy."""
+    info = post_isr.info
+    assert info is not None
+    camera = load_camera(config.camera, config.size)
+    wcs = camera.wcs(camera.detector(info.detector), info.ra_deg, info.dec_deg, info.rotation_deg)
+    settings = config.calibrate
+    return pixels.calibrate(
+        post_isr,
+        wcs,
+        calibs.reference,
+        min_stars=settings.min_stars,
+        star_snr=settings.star_snr,
+        psf_order=settings.psf_order,
+        match_radius_arcsec=settings.match_radius_arcsec,
+    )

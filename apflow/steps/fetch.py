@@ -1,0 +1,68 @@
+"""What a detector needs from outside: calibs, templates, and the science images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from apflow.config import Config
+from apflow.errors import NoCalib, NoTemplate
+from apflow.graph import node
+from apflow.io.arrivals import await_images
+from apflow.io.fits import read_exposure, read_image
+from apflow.model.products import Calibs, Plan, Snaps, Template
+from apflow.model.region import Region
+from apflow.model.skymap import SkyMap
+from apflow.model.visit import Visit
+
+
+@node
+def fetch_calibs(plan: Plan, detector: int, region: Region, config: Config) -> Calibs:
+    """Master calibs valid for the visit, and the reference stars of the region."""
+    inputs = plan.inputs[detector]
+    paths = {"bias": inputs.bias, "dark": inputs.dark, "flat": inputs.flat, "defects": inputs.defects}
+    missing = [kind for kind, path in paths.items() if path is None]
+    if missing:
+        raise NoCalib(f"no {', '.join(missing)} of detector {detector} is valid for visit {plan.visit.visit}")
+    planes = {kind: read_image(path) for kind, path in paths.items() if path is not None}
+    columns = ["ra", "dec", "mag"]
+    shards = [pd.read_parquet(path) for path in inputs.reference]
+    stars = pd.concat(shards, ignore_index=True) if shards else pd.DataFrame({c: np.zeros(0) for c in columns})
+    band = plan.visit.band
+    if "band" in stars:
+        stars = stars[stars["band"] == band]
+    near = region.grown(2 * config.calibrate.match_radius_arcsec).contains(stars["ra"], stars["dec"])
+    return Calibs(
+        bias=planes["bias"],
+        dark=planes["dark"],
+        flat=planes["flat"],
+        defects=planes["defects"].astype(bool),
+        reference=stars.loc[near, columns].reset_index(drop=True),
+    )
+
+
+@node
+def fetch_template(plan: Plan, detector: int, config: Config) -> Template:
+    """Template cells that overlap the detector."""
+    inputs = plan.inputs[detector]
+    if not inputs.templates:
+        raise NoTemplate(f"no template in band {plan.visit.band!r} overlaps detector {detector}")
+    skymap = SkyMap.from_name(inputs.skymap)
+    return Template(tuple((skymap.cell(tract, patch), read_exposure(path)) for tract, patch, path in inputs.templates))
+
+
+@node(waits=True)
+def await_science_images(visit: Visit, detector: int, config: Config) -> Snaps:
+    """Block until the images are received and registered, or time out (DMTN-092 section 4).
+
+    Gives paths, not pixels, so that a detector that waits holds no memory.
+    """
+    return await_images(
+        config.butler,
+        visit.instrument,
+        visit.group,
+        detector,
+        nsnaps=visit.nsnaps,
+        timeout_s=config.timing.image_timeout_s,
+        images=visit.images,
+    )

@@ -1,0 +1,144 @@
+"""Alert packets and the files that a detector leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from apflow.config import Config
+from apflow.graph import node
+from apflow.io.alerts.cutouts import cutout_fits
+from apflow.io.alerts.packets import build_packets
+from apflow.io.butler import output_path
+from apflow.io.fits import write_exposure, write_table
+from apflow.io.metrics import write_bundle
+from apflow.model.exposure import Exposure
+from apflow.model.ids import day_obs_of
+from apflow.model.products import (
+    Associated,
+    DetectorResult,
+    Difference,
+    History,
+    OutputFile,
+    Packet,
+    Plan,
+    Snaps,
+)
+from apflow.pixels.cutouts import cut
+
+#: Units of the metrics that a detector leaves; the full list is written every time.
+METRIC_UNITS: Mapping[str, str] = {
+    "psf_fwhm_arcsec": "arcsec",
+    "psf_ellipticity": "",
+    "n_psf_stars": "ct",
+    "wcs_offset_arcsec": "arcsec",
+    "wcs_scatter_arcsec": "arcsec",
+    "n_reference_matched": "ct",
+    "zero_point_mag": "mag",
+    "zero_point_scatter_mag": "mag",
+    "sky_electron": "electron",
+    "sky_noise_electron": "electron",
+    "depth_mag": "mag",
+    "template_coverage": "",
+    "kernel_sum": "",
+    "kernel_chi2": "",
+    "n_stamps": "ct",
+    "variance_scale": "",
+    "diff_mad_snr": "",
+    "n_snaps_missing": "ct",
+    "n_sources": "ct",
+    "n_new_objects": "ct",
+    "n_forced": "ct",
+}
+
+
+@node
+def package_alerts(
+    plan: Plan,
+    snaps: Snaps,
+    associated: Associated,
+    history: History,
+    forced: pd.DataFrame,
+    difference: Difference,
+    science: Exposure,
+    config: Config,
+) -> DetectorResult:
+    """Packets with stamps; difference image, DiaSources and metrics as files. No plane leaves the worker."""
+    info, visit = science.info, plan.visit
+    assert info is not None
+    stamps = _stamps(associated.sources, difference, science, config)
+    known = np.isin(associated.objects["diaObjectId"], history.objects["diaObjectId"])
+    metrics = {**science.summary, **difference.exposure.summary}
+    metrics |= {
+        "n_snaps_missing": float(len(snaps.missing)),
+        "n_sources": float(len(associated.sources)),
+        "n_new_objects": float((~known).sum()),
+        "n_forced": float(len(forced)),
+    }
+    metrics = {name: metrics.get(name, float("nan")) for name in METRIC_UNITS}
+    return DetectorResult(
+        visit=visit,
+        detector=info.detector,
+        sources=associated.sources,
+        objects=associated.objects,
+        forced=forced,
+        guard=associated.guard,
+        packets=packets_of(associated, history, forced, stamps, config),
+        outputs=_write(plan, info.detector, associated.sources, difference, metrics, config),
+        arrived_unix=max(raw.arrived_unix for raw in snaps.raws),
+        mjd_mid_tai=info.mjd_mid_tai,
+        day_obs=day_obs_of(visit.visit),
+        metrics=metrics,
+        cutouts=stamps,
+    )
+
+
+def packets_of(
+    associated: Associated,
+    history: History,
+    forced: pd.DataFrame,
+    stamps: Mapping[int, tuple[bytes, bytes, bytes]],
+    config: Config,
+) -> tuple[Packet, ...]:
+    """One alert packet for each DiaSource."""
+    return build_packets(
+        associated.sources,
+        associated.objects,
+        history,
+        forced,
+        stamps,
+        schema_version=config.packets.schema_version,
+        history_days=config.associate.history_days,
+    )
+
+
+def _stamps(
+    sources: pd.DataFrame, difference: Difference, science: Exposure, config: Config
+) -> dict[int, tuple[bytes, bytes, bytes]]:
+    low, high = config.packets.cutout_px, config.packets.cutout_max_px
+    sizes = np.clip(sources["bboxSize"].fillna(0).to_numpy(int), low, high)
+    stamps = {}
+    for key, x, y, size in zip(sources["diaSourceId"], sources["x"], sources["y"], sizes, strict=True):
+        planes = (difference.exposure, science, difference.matched)
+        d, s, t = (cutout_fits(cut(plane, x, y, size)) for plane in planes)
+        stamps[int(key)] = (d, s, t)
+    return stamps
+
+
+def _write(
+    plan: Plan,
+    detector: int,
+    sources: pd.DataFrame,
+    difference: Difference,
+    metrics: Mapping[str, float],
+    config: Config,
+) -> tuple[OutputFile, ...]:
+    """Write the products where the Butler will find them; a gather registers them."""
+    names = ("difference_image", "dia_source_detector", "ap_metrics")
+    image, table, bundle = (output_path(config.butler, n, plan.visit, detector, plan.run) for n in names)
+    write_exposure(image, difference.exposure)
+    write_table(table, sources)
+    write_bundle(bundle, "ap", metrics, METRIC_UNITS, {"visit": plan.visit.visit, "detector": detector})
+    return tuple(OutputFile(n, p) for n, p in zip(names, (image, table, bundle), strict=True))

@@ -1,0 +1,132 @@
+"""Assembly of a template on the grid of a science image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from apflow.model.exposure import Exposure
+from apflow.model.psf import Psf, polynomial_terms
+from apflow.model.skymap import Cell
+from apflow.model.wcs import Wcs
+from apflow.pixels.warp import NO_DATA, source_grid, warp_into
+
+F8 = NDArray[np.float64]
+
+#: Positions a side at which the PSFs of the cells are brought to the science grid.
+_PSF_GRID = 5
+
+
+def assemble(cells: Sequence[tuple[Cell, Exposure]], wcs: Wcs, shape: tuple[int, int]) -> Exposure:
+    """Warp template cells onto a science image's grid.
+
+    Where cells overlap, a pixel comes from the cell in which it lies deepest:
+    nothing is averaged, so the noise stays what the variance says. The order
+    of the cells does not matter.
+
+    Parameters
+    ----------
+    cells : sequence of (`Cell`, `Exposure`)
+        In nJy, on the cells' own grids, with PSFs.
+    wcs : `Wcs`
+        Mapping of the science image.
+    shape : `tuple` [`int`, `int`]
+        Shape (ny, nx) of the science image.
+
+    Returns
+    -------
+    `Exposure`
+        NO_DATA where no cell reaches; ``summary["template_coverage"]`` is the
+        fraction of pixels with data. The PSF is None when no cell with a PSF
+        touches the grid.
+    """
+    image, variance = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    mask, depth = np.full(shape, NO_DATA, np.int32), np.full(shape, -1.0, np.float32)
+    touching: list[Exposure] = []
+    for cell, exposure in sorted(cells, key=lambda pair: (pair[0].tract, pair[0].patch)):
+        box = _box(cell, wcs, shape)
+        if box is None:
+            continue
+        ys, xs = box
+        placed = Exposure(exposure.image, exposure.variance, exposure.mask, "nJy", cell.wcs, exposure.psf)
+        part = (ys.stop - ys.start, xs.stop - xs.start)
+        x, y = source_grid(placed, wcs.shifted(xs.start, ys.start), part)
+        warp_into(placed, x, y, image[box], variance[box], mask[box], depth[box])
+        touching.append(placed)
+    coverage = float(np.count_nonzero(depth > 0) / depth.size)
+    summary = {"template_coverage": coverage}
+    return Exposure(image, variance, mask, "nJy", wcs, assembled_psf(touching, wcs, shape), None, summary)
+
+
+def _box(cell: Cell, wcs: Wcs, shape: tuple[int, int]) -> tuple[slice, slice] | None:
+    """Part (rows, columns) of the science grid that a cell touches."""
+    ny, nx = cell.shape
+    # The border's middle points too: a cell's side is a curve on the other grid.
+    x = np.array([0, 0.5, 1, 1, 1, 0.5, 0, 0]) * (nx - 1)
+    y = np.array([0, 0, 0, 0.5, 1, 1, 1, 0.5]) * (ny - 1)
+    px, py = wcs.sky_to_pixel(*cell.wcs.pixel_to_sky(x, y))
+    if not (np.isfinite(px).all() and np.isfinite(py).all()):
+        return None
+    x0, x1 = max(int(px.min()) - 1, 0), min(int(px.max()) + 2, shape[1])
+    y0, y1 = max(int(py.min()) - 1, 0), min(int(py.max()) + 2, shape[0])
+    return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
+
+
+def assembled_psf(sources: Sequence[Exposure], wcs: Wcs, shape: tuple[int, int]) -> Psf | None:
+    """PSF of warped images on the new grid: linear in the position, or constant when few points see one.
+
+    Parameters
+    ----------
+    sources : sequence of `Exposure`
+        Each with a WCS; those without a PSF are passed over.
+    wcs, shape
+        Of the new grid.
+    """
+    sources = [s for s in sources if s.psf is not None and s.wcs is not None]
+    nodes_y, nodes_x = (np.linspace(0, n - 1, 2 * _PSF_GRID + 1)[1::2] for n in shape)
+    points, images = [], []
+    for y in nodes_y:
+        for x in nodes_x:
+            source = _deepest(sources, wcs, x, y)
+            if source is not None:
+                points.append((x, y))
+                images.append(_warped_psf(source, wcs, x, y))
+    if not images:
+        return None
+    size = max(len(i) for i in images)
+    stack = np.stack([np.pad(i, (size - len(i)) // 2) for i in images])
+    order = 1 if len(images) > _PSF_GRID**2 // 2 else 0
+    at = np.array(points)
+    design = polynomial_terms(at[:, 0], at[:, 1], shape, order)
+    terms = np.linalg.lstsq(design, stack.reshape(len(stack), -1), rcond=None)[0]
+    return Psf(terms.reshape(-1, size, size), shape)
+
+
+def _deepest(sources: Sequence[Exposure], wcs: Wcs, x: float, y: float) -> Exposure | None:
+    best, found = 0.0, None
+    ra, dec = wcs.pixel_to_sky(x, y)
+    for source in sources:
+        assert source.wcs is not None
+        px, py = source.wcs.sky_to_pixel(ra, dec)
+        depth = float(min(px, py, source.shape[1] - 1 - px, source.shape[0] - 1 - py))
+        if depth > best:
+            best, found = depth, source
+    return found
+
+
+def _warped_psf(source: Exposure, wcs: Wcs, x: float, y: float) -> F8:
+    """PSF of a source as it appears about (x, y) of the new grid, sum 1."""
+    assert source.wcs is not None and source.psf is not None
+    around_x, around_y = x + np.array([0, 1, -1, 0, 0]), y + np.array([0, 0, 0, 1, -1])
+    px, py = source.wcs.sky_to_pixel(*wcs.pixel_to_sky(around_x, around_y))
+    jacobian = np.array([[px[1] - px[2], px[3] - px[4]], [py[1] - py[2], py[3] - py[4]]]) / 2
+    psf = source.psf.at(float(px[0]), float(py[0]))
+    half = len(psf) // 2
+    new_half = int(np.ceil(half / np.sqrt(abs(np.linalg.det(jacobian)))))
+    v, u = np.mgrid[-new_half : new_half + 1, -new_half : new_half + 1]
+    at_x, at_y = jacobian @ np.stack([u.ravel(), v.ravel()])
+    out = map_coordinates(psf, [at_y + half, at_x + half], order=3, mode="constant", cval=0.0).reshape(u.shape)
+    return np.asarray(out / out.sum())

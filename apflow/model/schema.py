@@ -1,0 +1,319 @@
+"""The tables of apdb.yaml (lsst-sdm-schemas), read through felis, and frames that conform to them.
+
+Names, types, units and descriptions of the columns of DiaSource, DiaObject,
+DiaForcedSource... come from there and are typed nowhere else. In a frame a
+float column is a plain float32 or float64 with NaN for null, an integer that
+may be null is Int16/Int32/Int64, a flag that may be null is ``boolean``.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from apflow.errors import BadRequest, DataError
+
+_KINDS = {
+    "double": ("float64", "float64"),
+    "float": ("float32", "float32"),
+    "long": ("int64", "Int64"),
+    "int": ("int32", "Int32"),
+    "short": ("int16", "Int16"),
+    "boolean": ("bool", "boolean"),
+    "string": ("str", "str"),
+    "char": ("str", "str"),
+}
+#: Counts that are zero, not unknown, where nothing was fitted: apdb.yaml does not let them be null.
+_COUNTS = ("Ndata", "nDiaSources", "bboxSize")
+#: Stamped by the PPDB when it stores a row.
+_STAMPED = "timeProcessedMjdTai"
+_RANGES = {"ra": (0.0, 360.0), "dec": (-90.0, 90.0)}
+
+
+class Notes(dict[str, str]):
+    """Units or descriptions by column; shared by every frame of a table, so not to be changed.
+
+    pandas copies ``attrs`` deeply on each operation and JSON-encodes them into
+    Parquet files: this copies as itself, pickles as a reference and encodes as a dict.
+    """
+
+    def __init__(self, table: str, what: str, values: dict[str, str]) -> None:
+        super().__init__(values)
+        self._reference = (table, what)
+
+    def __deepcopy__(self, memo: Any) -> Notes:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _notes, self._reference
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `dtype` is its pandas dtype, `datatype` felis's word for it."""
+
+    name: str
+    datatype: str
+    dtype: str
+    unit: str
+    description: str
+    nullable: bool
+    length: int | None = None
+    default: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, columns in the order of the schema."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(c.name for c in self.columns)
+
+    @functools.cached_property
+    def dtypes(self) -> tuple[Any, ...]:
+        """pandas dtypes of the columns."""
+        return tuple(pd.api.types.pandas_dtype(c.dtype) for c in self.columns)
+
+    def column(self, name: str) -> Column:
+        """A column by name."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise BadRequest(f"table {self.name} has no column {name!r}; accepted: {', '.join(self.names)}")
+
+
+@functools.lru_cache(maxsize=1)
+def _schema() -> tuple[str, dict[str, Table]]:
+    # felis pulls in sqlalchemy and pydantic: half a second that only users of the schema pay.
+    from felis.datamodel import Schema
+
+    text = resources.files("lsst.sdm.schemas").joinpath("apdb.yaml")
+    with resources.as_file(text) as path:
+        schema = Schema.from_uri(str(path), context={"id_generation": True})
+    return str(schema.version), {t.name: _table(t) for t in schema.tables}
+
+
+def _table(source: Any) -> Table:
+    key = source.primary_key or []
+    ids = [key] if isinstance(key, str) else key
+    columns = tuple(_column(c) for c in source.columns)
+    return Table(source.name, source.description or "", columns, tuple(i.rsplit(".", 1)[1] for i in ids))
+
+
+def _column(source: Any) -> Column:
+    kind = source.datatype.value
+    nullable = bool(source.nullable)
+    default = source.value if source.value is not None else 0 if source.name.endswith(_COUNTS) else None
+    return Column(
+        source.name,
+        kind,
+        _KINDS.get(kind, ("str", "str"))[nullable],
+        str(source.fits_tunit or source.ivoa_unit or ""),
+        " ".join((source.description or "").split()),
+        nullable,
+        source.length,
+        None if nullable or default is None else int(default),
+    )
+
+
+def version() -> str:
+    """Version of apdb.yaml."""
+    return _schema()[0]
+
+
+def table(name: str) -> Table:
+    """A table of apdb.yaml by name.
+
+    Raises
+    ------
+    BadRequest
+        There is no such table.
+    """
+    tables = _schema()[1]
+    if name not in tables:
+        raise BadRequest(f"no table {name!r} in apdb.yaml; accepted: {', '.join(tables)}")
+    return tables[name]
+
+
+@functools.cache
+def _notes(name: str, what: str) -> Notes:
+    return Notes(name, what, {c.name: getattr(c, what) for c in table(name).columns})
+
+
+def attrs(name: str) -> dict[str, Any]:
+    """What `pandas.DataFrame.attrs` of a table hold: ``table``, ``unit`` and ``description`` by column."""
+    return {"table": name, "unit": _notes(name, "unit"), "description": _notes(name, "description")}
+
+
+def empty(name: str) -> pd.DataFrame:
+    """A table without rows."""
+    return conform(pd.DataFrame(), name)
+
+
+def conform(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A frame with all columns of a table, in its order and with its types.
+
+    Missing columns become null; counts that may not be null become 0, and
+    timeProcessedMjdTai waits, NaN, for the store. The index is dropped.
+
+    Raises
+    ------
+    DataError
+        A column is unknown, a value cannot be cast without loss, a column that
+        may not be null is missing or holds nulls, or a position is out of
+        range. The message names table, column and value.
+    """
+    target = table(name)
+    unknown = [c for c in frame.columns if c not in set(target.names)]
+    if unknown:
+        raise DataError(
+            f"{name} has no column {unknown[0]!r}; accepted: the columns of {name} in apdb.yaml {version()}"
+        )
+    if not frame.columns.is_unique:
+        raise DataError(f"{name}: column {frame.columns[frame.columns.duplicated()][0]!r} is there twice")
+    n = len(frame)
+    data = {
+        column.name: _cast(frame[column.name], column, dtype, name)
+        if column.name in frame.columns
+        else _nulls(n, column, dtype, name)
+        for column, dtype in zip(target.columns, target.dtypes, strict=True)
+    }
+    for column_name, (low, high) in _RANGES.items():
+        if column_name in data and target.name.startswith("Dia"):
+            _check_range(data[column_name], low, high, f"{name}.{column_name}")
+    out = pd.DataFrame(data, copy=True)
+    out.attrs = attrs(name)
+    return out
+
+
+def _nulls(n: int, column: Column, dtype: Any, table_name: str) -> Any:
+    if column.default is not None:
+        return np.full(n, column.default, dtype)
+    if not column.nullable and n and column.name != _STAMPED:
+        raise DataError(f"{table_name}.{column.name} is missing; it may not be null")
+    if column.dtype in ("float32", "float64"):
+        return np.full(n, np.nan, dtype)
+    if column.nullable:
+        return _null_array(n, dtype)
+    return np.empty(0, dtype) if n == 0 and column.dtype != "str" else pd.array([""] * n, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _null_array(n: int, dtype: Any) -> Any:
+    return pd.array([None] * n, dtype=dtype)
+
+
+def _check_range(values: NDArray[np.float64], low: float, high: float, what: str) -> None:
+    bad = ~((values >= low) & (values <= high))
+    if bad.any():
+        raise DataError(f"{what} is {values[bad][0]}; accepted: {low:g} to {high:g}")
+
+
+def _cast(series: pd.Series, column: Column, dtype: Any, table_name: str) -> Any:
+    what = f"{table_name}.{column.name}"
+    if series.dtype == dtype:
+        values = series.to_numpy() if isinstance(dtype, np.dtype) else series.array
+    elif column.dtype.startswith("float"):
+        values = _floats(series, dtype, what)
+    elif "int" in column.dtype.lower():
+        values = _integers(series, column, dtype, what)
+    elif column.dtype.startswith("bool"):
+        values = _flags(series, column, dtype, what)
+    else:
+        values = _strings(series, dtype, what)
+    if not column.nullable and column.name != _STAMPED and pd.isna(values).any():
+        raise DataError(f"{what} is null in row {int(np.argmax(pd.isna(values)))}; it may not be null")
+    if column.length is not None and len(values):
+        longest = max((v for v in values if isinstance(v, str)), key=len, default="")
+        if len(longest) > column.length:
+            raise DataError(f"{what} is {longest!r}; accepted: at most {column.length} characters")
+    return values
+
+
+def _refuse(series: pd.Series, accepted: str, what: str) -> DataError:
+    bad = next((v for v in series if isinstance(v, (str, bytes, list, dict))), None)
+    shown = repr(bad) if bad is not None else f"of type {series.dtype}"
+    return DataError(f"{what} is {shown}; accepted: {accepted}")
+
+
+def _numeric(series: pd.Series, accepted: str, what: str) -> pd.Series:
+    """An object column as one of numbers; others as they are."""
+    if series.dtype == object:
+        if series.isna().all():
+            return pd.Series(np.full(len(series), np.nan))
+        kind = pd.api.types.infer_dtype(series, skipna=True)
+        if kind == "integer":
+            return pd.Series(pd.array(series.to_numpy(), dtype="Int64"))
+        if kind == "boolean":
+            return pd.Series(pd.array(series.to_numpy(), dtype="boolean"))
+        if kind in ("floating", "mixed-integer-float"):
+            return pd.Series(series.to_numpy(np.float64, na_value=np.nan))
+    if not (pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)):
+        raise _refuse(series, accepted, what)
+    return series
+
+
+def _floats(series: pd.Series, dtype: Any, what: str) -> NDArray[Any]:
+    values = _numeric(series, "numbers", what).to_numpy(np.float64, na_value=np.nan)
+    with np.errstate(over="ignore", under="ignore"):
+        out = values.astype(dtype)
+    lost = np.isinf(out) & np.isfinite(values)
+    if lost.any():
+        raise DataError(f"{what} is {values[lost][0]}; accepted: what fits {dtype}")
+    return out
+
+
+def _integers(series: pd.Series, column: Column, dtype: Any, what: str) -> Any:
+    source = _numeric(series, "whole numbers", what)
+    null = source.isna().to_numpy()
+    if source.dtype.kind == "f":
+        values = source.to_numpy(np.float64, na_value=np.nan)
+        filled = np.where(null, 0.0, values)
+        bad = (filled != np.round(filled)) | (np.abs(filled) > 2.0**53)
+        if bad.any():
+            raise DataError(f"{what} is {filled[bad][0]!r}; accepted: whole numbers, as integers beyond 2**53")
+        whole = filled.astype(np.int64)
+    else:
+        whole = source.to_numpy(np.int64, na_value=0)
+    base = np.dtype(column.dtype.lower())
+    limits = np.iinfo(base)
+    out_of_range = (whole < limits.min) | (whole > limits.max)
+    if out_of_range.any():
+        raise DataError(f"{what} is {whole[out_of_range][0]}; accepted: {limits.min} to {limits.max}")
+    if column.nullable or null.any():
+        return pd.arrays.IntegerArray(whole.astype(base), null.copy())
+    return whole.astype(base)
+
+
+def _flags(series: pd.Series, column: Column, dtype: Any, what: str) -> Any:
+    source = _numeric(series, "true or false", what)
+    null = source.isna().to_numpy()
+    values = (
+        source.to_numpy(np.float64, na_value=0.0) if source.dtype.kind != "b" else source.to_numpy(bool, na_value=False)
+    )
+    bad = ~null & (values != 0) & (values != 1)
+    if bad.any():
+        raise DataError(f"{what} is {values[bad][0]}; accepted: true or false")
+    flags = np.where(null, False, values).astype(bool)
+    return pd.arrays.BooleanArray(flags, null.copy()) if column.nullable or null.any() else flags
+
+
+def _strings(series: pd.Series, dtype: Any, what: str) -> Any:
+    known = series.dropna()
+    wrong = next((v for v in known if not isinstance(v, str)), None)
+    if wrong is not None:
+        raise DataError(f"{what} is {wrong!r}; accepted: text")
+    return series.astype(dtype).array

@@ -1,0 +1,149 @@
+"""Alert packets: DiaSources with their objects, history and cutouts as Avro data (DMTN-092 section 6)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import fastavro
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.io.alerts.columns import check_table, to_records
+from apflow.io.alerts.schema import Field, load_schema
+from apflow.model.products import History, Packet
+
+#: Difference, science and template stamps of one DiaSource, each a FITS file.
+Cutouts = tuple[bytes, bytes, bytes]
+
+
+def build_packets(
+    sources: pd.DataFrame,
+    objects: pd.DataFrame,
+    history: History,
+    forced: pd.DataFrame,
+    cutouts: Mapping[int, Cutouts],
+    schema_version: str = "11.1",
+    history_days: float = 365.0,
+) -> tuple[Packet, ...]:
+    """One Avro datum for each DiaSource, in the order of `sources`.
+
+    Parameters
+    ----------
+    sources : `pandas.DataFrame`
+        New DiaSources with diaObjectId set (or null, for a source of a Solar
+        System object).
+    objects : `pandas.DataFrame`
+        New DiaObject versions, one for each diaObjectId of `sources`.
+    history : `~apflow.model.products.History`
+        Earlier DiaSources and DiaForcedSources; rows of `history_days` up to
+        the source's own time are sent, in order of time.
+    forced : `pandas.DataFrame`
+        DiaForcedSources of this visit, which end the forced history.
+    cutouts : `~collections.abc.Mapping`
+        Stamps by diaSourceId; a source without any gets nulls.
+    schema_version : `str`
+        Version of lsst-alert-packet.
+    history_days : `float`
+        Length of the history, days.
+
+    Raises
+    ------
+    BadRequest
+        The schema version does not exist.
+    DataError
+        A table does not fit the schema (the message names the field), an id
+        comes twice, or a source's object is not among `objects`.
+    """
+    schema = load_schema(schema_version)
+    if not len(sources):
+        return ()
+    records = _records(sources, schema.sources, "DiaSource")
+    ids = _unique(records, "diaSourceId")
+    versions = _records(objects, schema.objects, "DiaObject")
+    by_object = dict(zip(_unique(versions, "diaObjectId"), versions, strict=True))
+    wanted = list(by_object)
+    earlier = _Series(history.sources, schema.sources, "DiaSource", "diaSourceId", wanted, ids)
+    measured = _with_new(history.forced, forced)
+    light = _Series(measured, schema.forced, "DiaForcedSource", "diaForcedSourceId", wanted, [])
+    packets = []
+    for source_id, source in zip(ids, records, strict=True):
+        object_id, stop = source.get("diaObjectId"), source["midpointMjdTai"]
+        if object_id is not None and object_id not in by_object:
+            raise DataError(f"DiaObject {object_id} of DiaSource {source_id} is not among the {len(by_object)} given")
+        difference, science, template = cutouts.get(source_id, (None, None, None))
+        alert = {
+            "diaSourceId": source_id,
+            "diaSource": source,
+            "prvDiaSources": earlier.between(object_id, stop - history_days, stop),
+            "prvDiaForcedSources": light.between(object_id, stop - history_days, stop),
+            "diaObject": None if object_id is None else by_object[object_id],
+            "cutoutDifference": difference,
+            "cutoutScience": science,
+            "cutoutTemplate": template,
+        }
+        packets.append(Packet(source_id, object_id or 0, _encode(schema.definition, alert)))
+    return tuple(packets)
+
+
+def _encode(definition: dict[str, Any], alert: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    fastavro.schemaless_writer(buffer, definition, alert)
+    return buffer.getvalue()
+
+
+class _Series:
+    """Rows of a table by object, in order of time."""
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        fields: tuple[Field, ...],
+        name: str,
+        key: str,
+        object_ids: list[int],
+        exclude: list[int],
+    ) -> None:
+        self._objects = np.empty(0, np.int64)
+        if not len(table) or not object_ids:
+            return
+        objects = table["diaObjectId"].to_numpy(dtype=np.int64, na_value=0)
+        keep = np.isin(objects, object_ids) & ~np.isin(table[key].to_numpy(), exclude)
+        rows = np.flatnonzero(keep)
+        times = table["midpointMjdTai"].to_numpy()[rows]
+        rows = rows[np.lexsort((table[key].to_numpy()[rows], times, objects[rows]))]
+        self._objects = objects[rows]
+        self._times = table["midpointMjdTai"].to_numpy()[rows]
+        self._records = _records(table.iloc[rows], fields, name)
+
+    def between(self, object_id: int | None, start: float, stop: float) -> list[dict[str, Any]] | None:
+        """Rows of an object with start <= midpointMjdTai <= stop; None for none."""
+        if object_id is None:
+            return None
+        low, high = (int(np.searchsorted(self._objects, object_id, side)) for side in ("left", "right"))
+        if low == high:
+            return None
+        times: NDArray[np.float64] = self._times[low:high]
+        first, last = np.searchsorted(times, start, "left"), np.searchsorted(times, stop, "right")
+        return self._records[low + first : low + last] or None
+
+
+def _records(table: pd.DataFrame, fields: tuple[Field, ...], name: str) -> list[dict[str, Any]]:
+    return to_records(check_table(table, fields, name)) if len(table) else []
+
+
+def _unique(records: list[dict[str, Any]], key: str) -> list[int]:
+    ids = [r[key] for r in records]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"{key} {twice} comes more than once; accepted: one row for each")
+    return ids
+
+
+def _with_new(history: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Two tables as one, without the empty one (whose dtypes would say nothing)."""
+    tables = [t for t in (history, new) if len(t)]
+    return pd.concat(tables, ignore_index=True) if tables else new

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.io.hdu import Hdu, read_hdus, read_primary, write_hdus
+from apflow.io.tables import write_table as write_table
 from apflow.model.exposure import Exposure, ImageInfo, Mask, Raw
 from apflow.model.psf import Psf
 from apflow.model.wcs import Wcs
@@ -111,13 +112,14 @@ def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
                     raise DataError(f"{where}: keyword {key} is {value!r}; accepted: {kind.__name__}") from None
         raise DataError(f"{where}: keyword {' or '.join(keys)} is missing")
 
+    instrument = get(str, "INSTRUME")
     if (system := header.get("TIMESYS", "TAI")) != "TAI":
         raise DataError(f"{where}: keyword TIMESYS is {system!r}; accepted: TAI")
     numbered = header.get("DAYOBS") is not None and header.get("SEQNUM") is not None
     time_s, begin = get(float, "SHUTTIME", "EXPTIME"), get(float, "SHUTOPEN", "MJD-BEG")
     ended = any(header.get(key) is not None for key in ("SHUTCLOS", "MJD-END"))
     return ImageInfo(
-        instrument=get(str, "INSTRUME"),
+        instrument=instrument,
         detector=get(int, "DETNUM"),
         exposure=get(int, "DAYOBS") * 100_000 + get(int, "SEQNUM")
         if header.get("EXPID") is None and numbered
@@ -200,7 +202,12 @@ def write_image(path: str | Path, array: NDArray[Any], header: Mapping[str, Any]
     write_hdus(path, [Hdu("", header or {}, array)])
 
 
-def read_image(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
+def read_image(path: str | Path) -> NDArray[Any]:
+    """The first two-dimensional image of a FITS file; see `read_image_with_header`."""
+    return read_image_with_header(path)[0]
+
+
+def read_image_with_header(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
     """The first two-dimensional image of a FITS file, and its header.
 
     Returns

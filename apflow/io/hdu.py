@@ -8,12 +8,10 @@ is compressed, scaled or not an image goes through astropy.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apflow.errors import DataError, ServiceError
+from apflow.io.atomic import atomic
 from apflow.io.cards import CARD, card, parse_cards, plain
 
 _BLOCK = 2880
@@ -30,25 +29,8 @@ _TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _BITPIX = {"u1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "f4": -32, "f8": -64}
 #: Unsigned integers are stored as signed ones with this BZERO (section 5.2.5).
 _UNSIGNED = {"u2": 1 << 15, "u4": 1 << 31}
-_STRUCTURE = frozenset(
-    [
-        "SIMPLE",
-        "XTENSION",
-        "BITPIX",
-        "NAXIS",
-        "NAXIS1",
-        "NAXIS2",
-        "NAXIS3",
-        "EXTEND",
-        "PCOUNT",
-        "GCOUNT",
-        "BSCALE",
-        "BZERO",
-        "EXTNAME",
-        "END",
-    ]
-)
-_counter = itertools.count()
+_STRUCTURE = {"SIMPLE", "XTENSION", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "EXTEND"}
+_STRUCTURE |= {"PCOUNT", "GCOUNT", "BSCALE", "BZERO", "EXTNAME", "END"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,37 +64,6 @@ def write_hdus(path: str | Path, hdus: Sequence[Hdu]) -> None:
             if data is not None:
                 file.write(data.reshape(-1).data.cast("B"))
                 file.write(bytes(-data.nbytes % _BLOCK))
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes its name when the block ends well, and vanishes otherwise."""
-    path = Path(path)
-    # The name must be free of other threads, processes and machines that write the same output again.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{next(_counter)}.tmp")
-    try:
-        with open(temporary, "wb", buffering=0) as file:
-            yield _Whole(file)  # type: ignore[misc]
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ServiceError(f"{path} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-class _Whole:
-    """A raw file whose `write` writes everything: a single system call takes at most 2 GiB."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data)
-        while len(rest):
-            rest = rest[self._file.write(rest) :]
-        return len(data)
 
 
 def read_hdus(path: str | Path) -> list[Hdu]:

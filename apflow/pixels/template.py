@@ -12,7 +12,8 @@ from apflow.model.exposure import Exposure
 from apflow.model.psf import Psf, polynomial_terms
 from apflow.model.skymap import Cell
 from apflow.model.wcs import Wcs
-from apflow.pixels.warp import NO_DATA, source_grid, warp_into
+from apflow.pixels.planes import NO_DATA
+from apflow.pixels.warp import source_grid, warp_into
 
 F8 = NDArray[np.float64]
 

@@ -9,8 +9,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.errors import DataError
-from apflow.model.exposure import Exposure, Mask
+from apflow.model.exposure import Exposure
 from apflow.model.wcs import Wcs
+from apflow.pixels.planes import HARD, NO_DATA
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -20,9 +21,6 @@ I4 = NDArray[np.int32]
 STEP = 32
 _LOBES = 4
 _TABLE_SIZE = 1024
-NO_DATA = int(Mask.NO_DATA)
-#: Pixels whose values are not to be trusted; interpolated ones are.
-HARD = int(Mask.BAD | Mask.SAT | Mask.CR | Mask.NO_DATA)
 
 
 def _lanczos_table() -> F4:

@@ -1,0 +1,306 @@
+"""PSF matching after Alard & Lupton (1998) with a spatially varying kernel (Alard 2000)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.model.exposure import Exposure
+from apflow.model.kernel import Kernel
+from apflow.model.psf import polynomial_exponents, polynomial_terms
+from apflow.pixels.convolve import grow
+from apflow.pixels.planes import unusable
+from apflow.pixels.stamps import choose
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+_DEGREES = (4, 2, 2)
+#: Stamps below which the kernel does not vary, and below which the PSF models help.
+_FEW, _VERY_FEW = 15, 6
+#: Width of the prior on the coefficients, in kernel sums: of the constant and of the spatial terms.
+_PRIOR, _PRIOR_SPATIAL = 10.0, 1.0
+#: Error of any kernel model, of the flux: keeps the brightest star from deciding alone.
+_MODEL_ERROR = 0.01
+_REJECT_SIGMA = 4.0
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Gauss-Hermite functions on the kernel's pixels.
+
+    The first image has sum 1, all others sum 0 and absolute sum 1, so that
+    the first coefficient is the kernel's sum.
+    """
+
+    functions: F8  # (nf, k) one-dimensional
+    pairs: tuple[tuple[int, int], ...]  # (fx, fy) of each image
+    images: F8  # (nb, k, k)
+    mixing: F8  # (nb, nb): images = mixing @ raw products
+
+
+def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
+    """Basis for bringing a template of one width to another.
+
+    Parameters
+    ----------
+    science_fwhm_px, template_fwhm_px : `float`
+        The Gaussians start from sigmas of 0.7, 1.5, 3.0 px and degrees 4, 2,
+        2, and widen with the difference of the widths.
+    """
+    match = np.sqrt(max(science_fwhm_px**2 - template_fwhm_px**2, 0.0)) / 2.3548
+    sigmas = max(0.7, 0.5 * match), max(1.5, match), max(3.0, 2 * match)
+    half = int(np.clip(np.ceil(3 * 2.3548 * max(match, 1.4)), 10, 17))
+    t = np.arange(-half, half + 1)
+    functions, pairs = [], []
+    for sigma, degree in zip(sigmas, _DEGREES, strict=True):
+        base = len(functions)
+        gauss = np.exp(-0.5 * (t / sigma) ** 2)
+        for p in range(degree + 1):
+            functions.append(gauss * np.polynomial.hermite_e.hermeval(t / sigma, np.eye(degree + 1)[p]))
+        pairs += [(base + p, base + q) for p in range(degree + 1) for q in range(degree + 1 - p)]
+    f = np.array(functions)
+    raw = np.array([np.outer(f[q], f[p]) for p, q in pairs])
+    sums = raw.sum((1, 2))
+    mixing = np.eye(len(pairs))
+    mixing[0, 0] = 1 / sums[0]
+    mixing[1:, 0] -= sums[1:] / sums[0]
+    images = np.tensordot(mixing, raw, 1)
+    scale = np.abs(images[1:]).sum((1, 2))
+    mixing[1:] /= scale[:, None]
+    images[1:] /= scale[:, None, None]
+    return Basis(f, tuple(pairs), images, mixing)
+
+
+def convolved(basis: Basis, patches: F4) -> F4:
+    """Template patches (ns, n + k - 1, n + k - 1) convolved with each basis image: (ns, nb, n, n)."""
+    nf, k = basis.functions.shape
+    m = patches.shape[-1]
+    n = m - k + 1
+    band = np.zeros((nf, m, n), np.float32)
+    for c in range(n):
+        band[:, c : c + k, c] = basis.functions[:, ::-1]
+    along_x = [patches @ band[i] for i in range(nf)]
+    raw = np.stack([band[fy].T @ along_x[fx] for fx, fy in basis.pairs], 1)
+    mixed = basis.mixing.astype(np.float32) @ raw.reshape(len(patches), len(basis.pairs), n * n)
+    return np.asarray(mixed.reshape(raw.shape))
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """What the fit knows of each stamp: positions, data, weights and the bases convolved with the template."""
+
+    x: I8
+    y: I8
+    data: F4  # (ns, npix)
+    weight: F4  # (ns, npix)
+    model: F4  # (ns, nb, npix)
+    core: NDArray[np.bool_]  # (npix,) the object's own pixels
+
+
+def fit_kernel(
+    science: Exposure, template: Exposure, *, kernel_order: int = 1, background_order: int = 2
+) -> tuple[Kernel, F4, dict[str, float]]:
+    """Fit the kernel that makes a template look like a science image.
+
+    Parameters
+    ----------
+    science, template : `Exposure`
+        On one grid; both with a PSF, the template without WCS or photometric needs.
+    kernel_order : `int`
+        Order of the spatial variation of the kernel's shape; its sum is
+        constant. Constant with fewer than 15 stamps; with fewer than 6 the
+        PSF models stand in as one more stamp.
+    background_order : `int`
+        Order of the polynomial background difference.
+
+    Returns
+    -------
+    kernel : `Kernel`
+    background : `numpy.ndarray`, (ny, nx), float32
+    summary : `dict`
+        kernel_sum, n_stamps, n_stamps_rejected, kernel_chi2 (per degree of
+        freedom, median over stamps), kernel_order.
+
+    Raises
+    ------
+    DataError
+        The images differ in shape, or there is neither a stamp nor a pair of PSFs.
+    """
+    if science.shape != template.shape:
+        raise DataError(f"template of shape {template.shape} on a science image of shape {science.shape}: must agree")
+    fwhm = science.psf.fwhm_px() if science.psf is not None else 4.0
+    template_fwhm = template.psf.fwhm_px() if template.psf is not None else 0.8 * fwhm
+    basis = make_basis(fwhm, template_fwhm)
+    stamps = _cut(science, template, basis, fwhm)
+    n = len(stamps.x)
+    order = kernel_order if n >= _FEW else 0
+    if n < _VERY_FEW:
+        stamps, background_order = _with_model_stamp(stamps, science, template, basis), min(background_order, 0)
+    good = _first_cut(stamps)
+    for _ in range(5):
+        solution = _solve(stamps, good, basis, order, background_order if good.sum() >= _FEW else 0, science.shape)
+        chi2 = _core_chi2(stamps, solution)
+        level = np.median(chi2[good])
+        spread = max(1.4826 * float(np.median(np.abs(chi2[good] - level))), np.sqrt(2 / stamps.core.sum()))
+        keep = chi2 < level + _REJECT_SIGMA * spread
+        if (keep == good).all() or keep.sum() < min(_VERY_FEW, n):
+            break
+        good = keep
+    kernel = Kernel(np.tensordot(solution.shape_terms, basis.images, 1), order, science.shape)
+    summary = {
+        "kernel_sum": float(solution.shape_terms[0, 0]),
+        "n_stamps": float(good[:n].sum()),
+        "n_stamps_rejected": float(n - good[:n].sum()),
+        "kernel_chi2": float(np.median(chi2[good])),
+        "kernel_order": float(order),
+    }
+    return kernel, _background(solution, science.shape), summary
+
+
+def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> Stamps:
+    """Choose the stamps and cut them out."""
+    reach = basis.images.shape[-1] // 2
+    half = int(np.clip(np.ceil(2.5 * fwhm + 3), 10, 22))
+    bad = unusable(science.mask) | grow(unusable(template.mask), 3)
+    most = int(np.clip(80 * science.image.size / 512**2, 80, 300))
+    x, y = choose(science, template, bad, half + reach, most)
+    data, noise, masked = (
+        _stack(plane, x, y, half) for plane in (science.image, science.variance + template.variance, bad)
+    )
+    model = convolved(basis, np.nan_to_num(_stack(template.image, x, y, half + reach)))
+    # Averaged over 5 x 5 pixels: photon noise in the weights would bias the fluxes.
+    noise = _boxed(noise) + (_MODEL_ERROR * model[:, 0]) ** 2
+    weight = np.where(masked | ~(noise > 0), 0, 1 / np.where(noise > 0, noise, 1)).astype(np.float32)
+    v, u = np.mgrid[-half : half + 1, -half : half + 1]
+    core = (u**2 + v**2 <= (1.5 * fwhm) ** 2).ravel()
+    pixels = (2 * half + 1) ** 2
+    data = np.where(masked, 0, data).astype(np.float32).reshape(len(x), pixels)
+    model = model.reshape(len(x), len(basis.images), pixels)
+    return Stamps(x, y, data, weight.reshape(len(x), pixels), model, core)
+
+
+def _stack(plane, x, y, half):  # type: ignore[no-untyped-def]
+    out = np.empty((len(x), 2 * half + 1, 2 * half + 1), plane.dtype)
+    for i in range(len(x)):
+        out[i] = plane[y[i] - half : y[i] + half + 1, x[i] - half : x[i] + half + 1]
+    return out
+
+
+def _boxed(noise: F4) -> F4:
+    padded = np.pad(noise, ((0, 0), (2, 2), (2, 2)), "edge")
+    n = noise.shape[-1]
+    rows = sum(padded[:, j : j + n] for j in range(5))
+    return np.asarray(sum(rows[:, :, i : i + n] for i in range(5)) / np.float32(25))
+
+
+def _with_model_stamp(stamps: Stamps, science: Exposure, template: Exposure, basis: Basis) -> Stamps:
+    """Add the two PSF models as a stamp of S/N 100, for images with next to no stars."""
+    if science.psf is None or template.psf is None:
+        raise DataError(f"{len(stamps.x)} objects to match PSFs with and no PSF models; at least {_VERY_FEW} needed")
+    side = round(np.sqrt(len(stamps.core)))
+    reach = basis.images.shape[-1] // 2
+    data = _fitted(science.psf.centre(), side)
+    patch = _fitted(template.psf.centre(), side + 2 * reach)
+    model = convolved(basis, patch[None].astype(np.float32)).reshape(1, len(basis.images), -1)
+    weight = np.full((1, side * side), 1e4 * (data**2).sum() ** -1, np.float32)
+    ny, nx = science.shape
+    return Stamps(
+        np.append(stamps.x, nx // 2),
+        np.append(stamps.y, ny // 2),
+        np.concatenate([stamps.data, data.reshape(1, -1).astype(np.float32)]),
+        np.concatenate([stamps.weight, weight]),
+        np.concatenate([stamps.model, model]),
+        stamps.core,
+    )
+
+
+def _fitted(image: F8, side: int) -> F8:
+    """An image with an odd side cut or padded to another odd side."""
+    missing = (side - len(image)) // 2
+    return np.pad(image, missing) if missing >= 0 else image[-missing:missing, -missing:missing]
+
+
+def _first_cut(stamps: Stamps) -> NDArray[np.bool_]:
+    """Stamps whose flux ratio is like the others': keeps variable stars out of the first fit."""
+    w = stamps.weight[:, stamps.core]
+    reference = stamps.model[:, 0][:, stamps.core]
+    power = (w * reference**2).sum(1)
+    ratio = (w * reference * stamps.data[:, stamps.core]).sum(1) / np.maximum(power, 1e-30)
+    middle = np.median(ratio)
+    spread = 1.4826 * np.median(np.abs(ratio - middle)) + 1e-3 * abs(middle)
+    good = (np.abs(ratio - middle) < 5 * spread) & (power > 0)
+    return good if good.any() else power >= 0
+
+
+@dataclass(frozen=True)
+class _Solution:
+    shape_terms: F8  # (nterms, nb)
+    background: F8
+    background_order: int
+    fitted: F8  # (ns, nb): coefficients at each stamp
+    level: F8  # (ns,) background at each stamp
+
+
+def _solve(
+    stamps: Stamps,
+    good: NDArray[np.bool_],
+    basis: Basis,
+    order: int,
+    background_order: int,
+    shape: tuple[int, int],
+) -> _Solution:
+    """Regularised weighted least squares for kernel and background."""
+    nb = len(basis.images)
+    terms = polynomial_terms(stamps.x, stamps.y, shape, order)
+    levels = polynomial_terms(stamps.x, stamps.y, shape, background_order)
+    nt, nl = terms.shape[1], levels.shape[1]
+    # Unknowns: the sum, the other images by spatial term, the background.
+    image = np.concatenate([[0], np.tile(np.arange(1, nb), nt), np.full(nl, nb)])
+    spatial = np.concatenate([[0], np.repeat(np.arange(nt), nb - 1), np.arange(nl)])
+    matrix, vector = np.zeros((len(image),) * 2), np.zeros(len(image))
+    columns = np.concatenate([stamps.model, np.ones_like(stamps.model[:, :1])], 1)
+    for s in np.flatnonzero(good):
+        weighted = columns[s] * stamps.weight[s]
+        normal = (weighted @ columns[s].T).astype(np.float64)
+        right = (weighted @ stamps.data[s]).astype(np.float64)
+        factor = np.where(image < nb, terms[s, np.minimum(spatial, nt - 1)], levels[s, np.minimum(spatial, nl - 1)])
+        factor[0] = 1.0
+        matrix += normal[np.ix_(image, image)] * np.outer(factor, factor)
+        vector += right[image] * factor
+    total = vector[0] / matrix[0, 0]
+    prior = np.where(spatial == 0, _PRIOR, _PRIOR_SPATIAL) * abs(total)
+    prior[(image == 0) | (image == nb)] = np.inf
+    matrix[np.diag_indices_from(matrix)] += prior**-2.0
+    scale = np.sqrt(np.diag(matrix))
+    scale[scale == 0] = 1.0
+    normed = matrix / np.outer(scale, scale) + 1e-10 * np.eye(len(scale))
+    theta = scipy.linalg.solve(normed, vector / scale, assume_a="pos") / scale
+    shape_terms = np.zeros((nt, nb))
+    shape_terms[0, 0] = theta[0]
+    shape_terms[:, 1:] = theta[1 : 1 + nt * (nb - 1)].reshape(nt, nb - 1)
+    background = theta[1 + nt * (nb - 1) :]
+    return _Solution(shape_terms, background, background_order, terms @ shape_terms, levels @ background)
+
+
+def _core_chi2(stamps: Stamps, solution: _Solution) -> F8:
+    """Chi^2 per pixel of each stamp's object."""
+    c = stamps.core
+    model = np.matmul(solution.fitted[:, None].astype(np.float32), stamps.model[:, :, c])[:, 0]
+    residual = stamps.data[:, c] - model - solution.level[:, None]
+    w = stamps.weight[:, c]
+    return np.asarray((w * residual**2).sum(1) / np.maximum((w > 0).sum(1), 1), np.float64)
+
+
+def _background(solution: _Solution, shape: tuple[int, int]) -> F4:
+    ny, nx = shape
+    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
+    out = np.zeros(shape, np.float32)
+    for c, (p, q) in zip(solution.background, polynomial_exponents(solution.background_order), strict=True):
+        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
+    return out

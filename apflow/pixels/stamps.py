@@ -1,0 +1,104 @@
+"""Choice of the objects that a PSF-matching kernel is fitted to."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from apflow.model.exposure import Exposure
+
+I8 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+#: Peak pixels below this S/N are not worth a stamp.
+_PEAK_SNR = 8.0
+#: Part of a stamp that may be masked.
+_MASKED = 0.25
+
+
+def choose(science: Exposure, template: Exposure, bad: Bool, half: int, most: int) -> tuple[I8, I8]:
+    """Bright objects seen in both images, spread over the image, brightest first in each part of it.
+
+    Parameters
+    ----------
+    science, template : `Exposure`
+        On one grid, background subtracted.
+    bad : `numpy.ndarray`, (ny, nx), bool
+        Pixels that must not be used in either image.
+    half : `int`
+        Half-side of a stamp, pixels; no stamp leaves the image.
+    most : `int`
+        Number of stamps wanted at most.
+
+    Returns
+    -------
+    x, y : `numpy.ndarray`, int64
+        Middle pixels; no two stamps share their inner halves.
+    """
+    ny, nx = science.shape
+    x, y, snr = _peaks(science.image, science.variance, bad, half, _PEAK_SNR)
+    side = int(np.clip(min(ny, nx) // 64, 3, 16))
+    part = (y * side // ny) * side + x * side // nx
+    order = np.lexsort((x, y, -snr))
+    takes = np.zeros(side * side, np.int64)
+    share = max(1, -(-most // (side * side)))
+    spare: list[int] = []
+    taken: list[int] = []
+    occupied = np.zeros((ny, nx), np.bool_)
+    for i in order:
+        if len(taken) >= most:
+            break
+        if takes[part[i]] >= share:
+            spare.append(i)
+        elif _take(template, bad, occupied, int(x[i]), int(y[i]), half):
+            takes[part[i]] += 1
+            taken.append(i)
+    for i in spare[: 4 * most]:
+        if len(taken) >= most:
+            break
+        if _take(template, bad, occupied, int(x[i]), int(y[i]), half):
+            taken.append(i)
+    return x[taken], y[taken]
+
+
+def _take(template: Exposure, bad: Bool, occupied: Bool, x: int, y: int, half: int) -> bool:
+    """Claim a stamp when it is free, clean, and the template shows the object as well."""
+    core = np.s_[y - 1 : y + 2, x - 1 : x + 2]
+    if occupied[y, x] or bad[core].any():
+        return False
+    peak = template.image[core]
+    if not (peak**2 > (0.5 * _PEAK_SNR) ** 2 * template.variance[core]).any() or peak.max() <= 0:
+        return False
+    if bad[y - half : y + half + 1, x - half : x + half + 1].mean() > _MASKED:
+        return False
+    inner = half // 2
+    occupied[y - inner : y + inner + 1, x - inner : x + inner + 1] = True
+    return True
+
+
+def _peaks(image, variance, bad, margin, snr):  # type: ignore[no-untyped-def]
+    room = max(1000, image.size // 50)
+    x, y, s = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+    n = _find(image, variance, bad, margin, np.float32(snr), x, y, s)
+    return x[:n], y[:n], s[:n]
+
+
+@njit(cache=True, nogil=True)
+def _find(image, variance, bad, margin, snr, xs, ys, values):  # type: ignore[no-untyped-def]
+    n = 0
+    ny, nx = image.shape
+    margin = max(margin, 2)
+    for y in range(margin, ny - margin):
+        for x in range(margin, nx - margin):
+            a = image[y, x]
+            if a > 0 and a * a > snr * snr * variance[y, x] and not bad[y, x]:
+                highest = True
+                for j in range(y - 2, y + 3):
+                    for i in range(x - 2, x + 3):
+                        if image[j, i] > a:
+                            highest = False
+                if highest and n < xs.size:
+                    xs[n], ys[n], values[n] = x, y, a / np.sqrt(variance[y, x])
+                    n += 1
+    return n

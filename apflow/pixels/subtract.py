@@ -1,0 +1,264 @@
+"""Difference images: subtraction of a PSF-matched template."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.fft
+from numba import njit
+from numpy.typing import NDArray
+from scipy.signal import fftconvolve
+
+from apflow.errors import DataError, NoTemplate
+from apflow.model.exposure import Exposure, Mask
+from apflow.model.kernel import Kernel
+from apflow.model.products import Difference
+from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+from apflow.pixels.convolve import convolve, convolve_varying, grow, smooth
+from apflow.pixels.forced import sky_snr
+from apflow.pixels.matching import fit_kernel
+from apflow.pixels.planes import EDGE, NO_DATA, SAT, unusable
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+
+#: Side of the grid on which the decorrelation kernel is made, and of the kernel itself, pixels.
+_DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
+#: Blank-sky positions at which the noise of the difference is measured, at most.
+_BLANK_SKY = 20_000
+
+
+def subtract(
+    science: Exposure,
+    template: Exposure,
+    *,
+    kernel_order: int = 1,
+    background_order: int = 2,
+    min_coverage: float = 0.2,
+    decorrelate: bool = True,
+) -> Difference:
+    """Subtract a template, convolved to the science image's PSF.
+
+    Parameters
+    ----------
+    science, template : `Exposure`
+        On one grid, background subtracted, with PSFs.
+    kernel_order, background_order : `int`
+        See `apflow.pixels.matching.fit_kernel`.
+    min_coverage : `float`
+        Least fraction of the science image's usable pixels with template data.
+    decorrelate : `bool`
+        Whiten the noise after Reiss & Lupton (DMTN-021); the difference then
+        has a PSF of its own.
+
+    Returns
+    -------
+    `Difference`
+        ``exposure.variance`` is scaled so that PSF fluxes of blank sky scatter
+        as it says. ``exposure.summary`` has kernel_sum, n_stamps, kernel_chi2,
+        template_coverage, variance_scale and diff_mad_snr (before scaling).
+
+    Raises
+    ------
+    NoTemplate
+        Too little coverage.
+    DataError
+        Shapes differ, a PSF is missing, or no kernel can be had.
+    """
+    if science.shape != template.shape:
+        raise DataError(f"template of shape {template.shape} on a science image of shape {science.shape}: must agree")
+    if science.psf is None:
+        raise DataError("the science image has no PSF; subtraction needs one")
+    coverage = _coverage(science, template)
+    if coverage < min_coverage:
+        raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
+    science, template = _finite(science), _finite(template)
+    kernel, background, summary = fit_kernel(
+        science, template, kernel_order=kernel_order, background_order=background_order
+    )
+    matched_image = convolve_varying(template.image, kernel)
+    difference = science.image - matched_image
+    difference -= background
+    mask = _difference_mask(science, template, kernel)
+    # A cosmic ray or a dead pixel would be spread by the decorrelation.
+    difference[unusable(mask) & ((mask & SAT) == 0)] = 0.0
+    variance, matched_variance = _variances(science, template, kernel, decorrelate)
+    psf = science.psf
+    if decorrelate:
+        phi = decorrelation(kernel.centre(), *_mean_variances(science, template))
+        difference = convolve(difference, phi)
+        psf = _convolved_psf(psf, phi)
+    difference -= _residual_background(difference, mask, background_order)
+    exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
+    scale = _noise_ratio(exposure)
+    summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": scale}
+    exposure = dataclasses.replace(exposure, variance=variance * np.float32(scale**2), summary=summary)
+    matched = Exposure(
+        matched_image, matched_variance, mask & ~np.int32(SAT), science.unit, science.wcs, science.psf, science.info
+    )
+    return Difference(exposure, matched, kernel)
+
+
+def _coverage(science: Exposure, template: Exposure) -> float:
+    usable = (science.mask & NO_DATA) == 0
+    covered = usable & ((template.mask & NO_DATA) == 0)
+    return float(np.count_nonzero(covered) / max(np.count_nonzero(usable), 1))
+
+
+def _finite(exposure: Exposure) -> Exposure:
+    """Put 0 where a pixel has no value, so that it does not spread; its mask says so."""
+    ok = np.isfinite(exposure.image) & np.isfinite(exposure.variance)
+    if ok.all():
+        return exposure
+    image, variance = (np.where(ok, p, np.float32(0)) for p in (exposure.image, exposure.variance))
+    return dataclasses.replace(
+        exposure, image=image, variance=variance, mask=np.where(ok, exposure.mask, exposure.mask | NO_DATA)
+    )
+
+
+def _difference_mask(science: Exposure, template: Exposure, kernel: Kernel) -> I4:
+    """Science mask, with the template's bad pixels as far as the kernel's core spreads them."""
+    reach = _core_radius(kernel.centre())
+    mask = science.mask.copy()
+    bad = unusable(template.mask)
+    for plane in (Mask.BAD, Mask.SAT, Mask.CR, Mask.NO_DATA):
+        mask[grow(bad & ((template.mask & plane) != 0), reach)] |= plane
+    assert science.psf is not None
+    mask[grow((mask & SAT) != 0, round(1.5 * science.psf.fwhm_px()))] |= SAT
+    edge = np.ones(mask.shape, np.bool_)
+    edge[reach:-reach, reach:-reach] = False
+    mask[edge] |= EDGE
+    return mask
+
+
+def _core_radius(kernel: F8) -> int:
+    """Half-side of the square that holds 90 % of a kernel's absolute weight, 2 to 6 pixels."""
+    half = len(kernel) // 2
+    weight = np.abs(kernel)
+    for r in range(2, 6):
+        if weight[half - r : half + r + 1, half - r : half + r + 1].sum() > 0.9 * weight.sum():
+            return r
+    return 6
+
+
+def _mean_variances(science: Exposure, template: Exposure) -> tuple[float, float]:
+    """Median sky variances of the two images."""
+    part = np.s_[::5, ::5]
+    ok = ~unusable(science.mask[part] | template.mask[part])
+    if not ok.any():
+        raise DataError("no pixel is good in both science image and template")
+    return float(np.median(science.variance[part][ok])), float(np.median(template.variance[part][ok]))
+
+
+def decorrelation(kernel: F8, science_variance: float, template_variance: float) -> F8:
+    """Kernel that whitens the noise of a difference (DMTN-021, equation 2), sum 1.
+
+    Parameters
+    ----------
+    kernel : `numpy.ndarray`, (k, k)
+        The matching kernel.
+    science_variance, template_variance : `float`
+        Mean variances a pixel before matching.
+    """
+    n, k = _DECORRELATION_GRID, len(kernel)
+    placed = np.zeros((n, n))
+    placed[:k, :k] = kernel
+    power = np.abs(scipy.fft.fft2(placed)) ** 2
+    whole = science_variance + template_variance * kernel.sum() ** 2
+    phi = np.sqrt(whole / np.maximum(science_variance + template_variance * power, 1e-6 * whole))
+    image = scipy.fft.fftshift(scipy.fft.ifft2(phi).real)
+    half = _DECORRELATION_SIZE // 2
+    cut = image[n // 2 - half : n // 2 + half + 1, n // 2 - half : n // 2 + half + 1]
+    return np.asarray(cut / cut.sum())
+
+
+def _convolved_psf(psf: Psf, kernel: F8) -> Psf:
+    terms = np.stack([fftconvolve(term, kernel, mode="same") for term in psf.terms])
+    return Psf(terms, psf.shape)
+
+
+def _variances(science: Exposure, template: Exposure, kernel: Kernel, decorrelate: bool) -> tuple[F4, F4]:
+    """Variance of the difference and of the matched template.
+
+    Each is that of white noise with the same error of a PSF flux: after
+    decorrelation the template's noise power is kernel_sum^2 times its own at
+    every scale, without it sum(kernel^2) a pixel.
+    """
+    assert science.psf is not None
+    centre, psf = kernel.centre(), science.psf.centre()
+    fwhm = template.psf.fwhm_px() if template.psf is not None else science.psf.fwhm_px()
+    # The variance is spread by the kernel's square.
+    sigma = np.sqrt(max(science.psf.fwhm_px() ** 2 - fwhm**2, 0.0) / 2) / 2.3548
+    spread = smooth(template.variance, sigma) if sigma > 0.3 else template.variance
+    factor = centre.sum() ** 2 if decorrelate else (centre**2).sum()
+    power = (fftconvolve(psf, centre[::-1, ::-1]) ** 2).sum() / (psf**2).sum()
+    return science.variance + np.float32(factor) * spread, np.float32(power) * spread
+
+
+def _residual_background(difference: F4, mask: I4, order: int) -> F4:
+    """Polynomial through the medians of blank blocks, order 0 with few of them."""
+    ny, nx = difference.shape
+    side = max(32, min(ny, nx) // 16)
+    x, y, level = block_medians(difference, unusable(mask), side, max(1, side // 64))
+    if not len(level):
+        return np.zeros_like(difference)
+    order = order if len(level) > 3 * len(polynomial_exponents(order)) else 0
+    design = polynomial_terms(x, y, (ny, nx), order)
+    keep = np.ones(len(level), np.bool_)
+    for _ in range(3):
+        coefficients = np.linalg.lstsq(design[keep], level[keep], rcond=None)[0]
+        residual = np.abs(level - design @ coefficients)
+        keep = residual <= 4 * 1.4826 * np.median(residual[keep]) + 1e-12
+    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
+    out = np.zeros_like(difference)
+    for c, (p, q) in zip(coefficients, polynomial_exponents(order), strict=True):
+        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
+    return out
+
+
+def block_medians(image: F4, bad: Bool, side: int, step: int) -> tuple[F8, F8, F8]:
+    """Middles (x, y) and medians of blocks of which half the pixels are good, every `step` pixels read."""
+    x, y, level = _block_medians(image, bad, side, step)
+    return x, y, level
+
+
+@njit(cache=True, nogil=True)
+def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
+    ny, nx = image.shape
+    rows, columns = max(1, ny // side), max(1, nx // side)
+    x, y, level = np.empty(rows * columns), np.empty(rows * columns), np.empty(rows * columns)
+    buffer = np.empty((2 * side + 1) ** 2, np.float32)
+    found = 0
+    for r in range(rows):
+        y0, y1 = r * ny // rows, (r + 1) * ny // rows
+        for c in range(columns):
+            x0, x1 = c * nx // columns, (c + 1) * nx // columns
+            n = seen = 0
+            for j in range(y0, y1, step):
+                for i in range(x0, x1, step):
+                    seen += 1
+                    if not bad[j, i]:
+                        buffer[n] = image[j, i]
+                        n += 1
+            if 2 * n > seen:
+                x[found], y[found] = (x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2
+                level[found] = np.median(buffer[:n])
+                found += 1
+    return x[:found], y[:found], level[:found]
+
+
+def _noise_ratio(exposure: Exposure) -> float:
+    """Robust scatter of the S/N of PSF fluxes over the whole image: 1 when the variance is right."""
+    ny, nx = exposure.shape
+    assert exposure.psf is not None
+    step = max(2, round(exposure.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
+    y, x = np.mgrid[step:ny:step, step:nx:step]
+    blank = ~(unusable(exposure.mask[y, x]) | ((exposure.mask[y, x] & EDGE) != 0))
+    snr = sky_snr(exposure, x[blank], y[blank])
+    snr = snr[np.isfinite(snr)]
+    if len(snr) < 50:
+        return 1.0
+    return float(1.4826 * np.median(np.abs(snr - np.median(snr))))

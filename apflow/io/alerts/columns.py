@@ -7,7 +7,7 @@ whole columns at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from apflow.errors import DataError
 from apflow.io.alerts.schema import Field, known_columns
 
+_Series = pd.Series  # pandas-stubs alone knows its parameter
 #: Columns of apdb.yaml, and of its indices, that no alert carries.
 _PPDB_ONLY = frozenset({"validityEndMjdTai", "ssObjectReassocTimeMjdTai", "pixelId"})
+#: Counts that are 0 where nothing was fitted: neither apdb.yaml nor the alert schema lets them be null.
+_COUNTS = ("Ndata", "nDiaSources", "bboxSize")
 _INT_RANGE = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _EXACT_FLOAT = 2.0**53
@@ -40,12 +43,14 @@ class Column:
         return [v if known else None for v, known in zip(values, self.valid.tolist(), strict=True)]
 
 
-def check_table(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict[str, Column]:
+def check_table(
+    table: pd.DataFrame, fields: Sequence[Field], name: str, fill: Mapping[str, float] | None = None
+) -> dict[str, Column]:
     """Columns of a table as a record's fields want them.
 
     NaN, infinity, None and NA are unknown, and so is 0 in a nullable id;
-    counts (``*Ndata``) that are unknown are 0. A nullable field without any
-    known value is left out.
+    counts that are unknown are 0. A nullable field without any known value is
+    left out.
 
     Parameters
     ----------
@@ -55,6 +60,8 @@ def check_table(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict
         Fields of the record.
     name : `str`
         What the table is called in messages.
+    fill : `~collections.abc.Mapping`, optional
+        What to put where a required value is unknown, by field.
 
     Raises
     ------
@@ -62,15 +69,20 @@ def check_table(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict
         A column is unknown to the schema, a required value is missing, or a
         value does not fit its type; the message names the field and the row.
     """
+    if not table.columns.is_unique:
+        raise DataError(f"{name}.{table.columns[table.columns.duplicated()][0]} is there twice")
     unknown = set(map(str, table.columns)) - {f.name for f in fields} - known_columns() - _PPDB_ONLY
     if unknown:
         raise DataError(f"{name}.{sorted(unknown)[0]} is not a field of the alert schema or of apdb.yaml")
-    present = set(table.columns)
-    out = _floats(table, [f for f in fields if f.name in present and f.type in ("float", "double")], name)
+    bare = table.copy(deep=False)
+    bare.attrs = {}  # pandas would copy them for every column that is touched
+    out = _floats(bare, [f for f in fields if f.name in bare.columns and f.type in ("float", "double")], name)
     for field in fields:
-        if field.name in present and field.name not in out:
-            out[field.name] = _CONVERT[field.type](table[field.name], field, name)
-    return {f.name: column for f in fields if (column := _settled(out.get(f.name), f, len(table), name)) is not None}
+        if field.name in bare.columns and field.name not in out:
+            out[field.name] = _CONVERT[field.type](bare[field.name], field, name)
+    empty = Column(np.zeros(len(table), np.int64), np.zeros(len(table), bool))
+    settled = {f.name: _settled(out.get(f.name, empty), f, name, (fill or {}).get(f.name)) for f in fields}
+    return {key: column for key, column in settled.items() if column is not None}
 
 
 def to_records(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
@@ -79,16 +91,16 @@ def to_records(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.to_list() for c in columns.values()), strict=True)]
 
 
-def _settled(column: Column | None, field: Field, rows: int, name: str) -> Column | None:
-    """The column with unknown counts filled; None where there is nothing to say."""
-    if column is None:
-        column = Column(np.zeros(rows, np.int64), np.zeros(rows, bool))
+def _settled(column: Column, field: Field, name: str, fill: float | None) -> Column | None:
+    """The column with what is required filled; None where there is nothing to say."""
     if column.valid is None:
         return column
     if field.nullable:
         return column if column.valid.any() else None
-    if field.name.endswith("Ndata"):
-        return Column(np.where(column.valid, column.values, 0))
+    if fill is None and field.type == "int" and field.name.endswith(_COUNTS):
+        fill = 0
+    if fill is not None:
+        return Column(np.where(column.valid, column.values, fill))
     raise DataError(
         f"{name}.{field.name} is missing or not finite in row {int(np.argmin(column.valid))}; accepted: a {field.type}"
     )
@@ -98,10 +110,15 @@ def _floats(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict[str
     """All columns of floats at once."""
     if not fields:
         return {}
-    try:
-        matrix = np.stack([_as_float(table[f.name]) for f in fields])
-    except (TypeError, ValueError) as error:
-        raise _first_bad(table, fields, name) from error
+    names = [f.name for f in fields]
+    kind_of = {c: d.kind if isinstance(d, np.dtype) else "O" for c, d in zip(table.columns, table.dtypes, strict=True)}
+    kinds = [kind_of[n] for n in names]
+    plain = [n for n, kind in zip(names, kinds, strict=True) if kind in "fiu"]
+    matrix = np.empty((len(fields), len(table)))
+    matrix[[kind in "fiu" for kind in kinds]] = table[plain].to_numpy(np.float64).T
+    for i, field in enumerate(fields):
+        if kinds[i] not in "fiu":
+            matrix[i] = _as_floats(table[field.name], field, name)
     valid = np.isfinite(matrix)
     narrow = np.array([f.type == "float" for f in fields])
     over = valid & narrow[:, None] & (np.abs(matrix) > _FLOAT32_MAX)
@@ -115,24 +132,17 @@ def _floats(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict[str
     }
 
 
-def _as_float(series: pd.Series[Any]) -> NDArray[np.float64]:
-    if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiu":
-        return np.asarray(series.to_numpy(), np.float64)
-    if isinstance(series.dtype, np.dtype) and series.dtype.kind != "O":
-        raise TypeError(f"{series.dtype} is no number")
-    return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+def _as_floats(series: _Series, field: Field, name: str) -> NDArray[np.float64]:
+    """A column of Python objects or of a dtype of pandas's own."""
+    try:
+        if isinstance(series.dtype, np.dtype) and series.dtype.kind != "O":
+            raise TypeError(f"its dtype is {series.dtype}")
+        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}.{field.name} holds no numbers: {error}; accepted: a {field.type}") from error
 
 
-def _first_bad(table: pd.DataFrame, fields: Iterable[Field], name: str) -> DataError:
-    for field in fields:
-        try:
-            _as_float(table[field.name])
-        except (TypeError, ValueError) as error:
-            return DataError(f"{name}.{field.name} holds no numbers: {error}; accepted: a {field.type}")
-    raise AssertionError("unreachable: some column failed before")
-
-
-def _integers(series: pd.Series[Any], field: Field, name: str) -> Column:
+def _integers(series: _Series, field: Field, name: str) -> Column:
     values, valid = _plain(series)
     if values.dtype.kind not in "iufb":
         values = _from_objects(values, valid, field, name)
@@ -151,7 +161,7 @@ def _integers(series: pd.Series[Any], field: Field, name: str) -> Column:
     return Column(values.astype(np.int64, copy=False), None if valid.all() else valid)
 
 
-def _booleans(series: pd.Series[Any], field: Field, name: str) -> Column:
+def _booleans(series: _Series, field: Field, name: str) -> Column:
     values, valid = _plain(series)
     if values.dtype.kind == "b":
         return Column(values, None if valid.all() else valid)
@@ -166,7 +176,7 @@ def _booleans(series: pd.Series[Any], field: Field, name: str) -> Column:
     return Column(out, None if valid.all() else valid)
 
 
-def _strings(series: pd.Series[Any], field: Field, name: str) -> Column:
+def _strings(series: _Series, field: Field, name: str) -> Column:
     valid = series.notna().to_numpy()
     values = series.to_numpy(dtype=object)
     if not all(isinstance(v, str) for v in values[valid].tolist()):
@@ -174,17 +184,18 @@ def _strings(series: pd.Series[Any], field: Field, name: str) -> Column:
     return Column(values, None if valid.all() else valid)
 
 
-def _plain(series: pd.Series[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _plain(series: _Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A NumPy array, and which of its values are known (NaN is left to the caller)."""
     if isinstance(series.dtype, np.dtype) and series.dtype.kind != "O":
         return series.to_numpy(), np.ones(len(series), bool)
-    valid = series.notna().to_numpy()
+    array = series.array
+    valid = ~np.asarray(array.isna())
     if isinstance(series.dtype, np.dtype):
         return series.to_numpy(), valid
     if series.dtype.kind in "biu":
         kind = bool if series.dtype.kind == "b" else np.int64
-        return series.to_numpy(dtype=kind, na_value=0), valid
-    return series.to_numpy(dtype=object), valid
+        return array.to_numpy(dtype=kind, na_value=0), valid
+    return array.to_numpy(dtype=object), valid
 
 
 def _from_objects(values: NDArray[Any], valid: NDArray[np.bool_], field: Field, name: str) -> NDArray[Any]:

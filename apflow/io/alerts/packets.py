@@ -9,6 +9,7 @@ from typing import Any
 import fastavro
 import numpy as np
 import pandas as pd
+from astropy.time import Time
 from numpy.typing import NDArray
 
 from apflow.errors import DataError
@@ -28,6 +29,7 @@ def build_packets(
     cutouts: Mapping[int, Cutouts],
     schema_version: str = "11.1",
     history_days: float = 365.0,
+    processed_mjd_tai: float | None = None,
 ) -> tuple[Packet, ...]:
     """One Avro datum for each DiaSource, in the order of `sources`.
 
@@ -49,6 +51,8 @@ def build_packets(
         Version of lsst-alert-packet.
     history_days : `float`
         Length of the history, days.
+    processed_mjd_tai : `float`, optional
+        timeProcessedMjdTai of rows that the PPDB has not stamped yet; now when None.
 
     Raises
     ------
@@ -61,14 +65,15 @@ def build_packets(
     schema = load_schema(schema_version)
     if not len(sources):
         return ()
-    records = _records(sources, schema.sources, "DiaSource")
+    stamp = {"timeProcessedMjdTai": Time.now().tai.mjd if processed_mjd_tai is None else processed_mjd_tai}
+    records = _records(sources, schema.sources, "DiaSource", stamp)
     ids = _unique(records, "diaSourceId")
-    versions = _records(objects, schema.objects, "DiaObject")
+    versions = _records(objects, schema.objects, "DiaObject", stamp)
     by_object = dict(zip(_unique(versions, "diaObjectId"), versions, strict=True))
     wanted = list(by_object)
-    earlier = _Series(history.sources, schema.sources, "DiaSource", "diaSourceId", wanted, ids)
+    earlier = _Series(history.sources, schema.sources, "DiaSource", "diaSourceId", wanted, ids, stamp)
     measured = _with_new(history.forced, forced)
-    light = _Series(measured, schema.forced, "DiaForcedSource", "diaForcedSourceId", wanted, [])
+    light = _Series(measured, schema.forced, "DiaForcedSource", "diaForcedSourceId", wanted, [], stamp)
     packets = []
     for source_id, source in zip(ids, records, strict=True):
         object_id, stop = source.get("diaObjectId"), source["midpointMjdTai"]
@@ -106,6 +111,7 @@ class _Series:
         key: str,
         object_ids: list[int],
         exclude: list[int],
+        fill: Mapping[str, float],
     ) -> None:
         self._objects = np.empty(0, np.int64)
         if not len(table) or not object_ids:
@@ -117,7 +123,7 @@ class _Series:
         rows = rows[np.lexsort((table[key].to_numpy()[rows], times, objects[rows]))]
         self._objects = objects[rows]
         self._times = table["midpointMjdTai"].to_numpy()[rows]
-        self._records = _records(table.iloc[rows], fields, name)
+        self._records = _records(table.iloc[rows], fields, name, fill)
 
     def between(self, object_id: int | None, start: float, stop: float) -> list[dict[str, Any]] | None:
         """Rows of an object with start <= midpointMjdTai <= stop; None for none."""
@@ -131,8 +137,10 @@ class _Series:
         return self._records[low + first : low + last] or None
 
 
-def _records(table: pd.DataFrame, fields: tuple[Field, ...], name: str) -> list[dict[str, Any]]:
-    return to_records(check_table(table, fields, name)) if len(table) else []
+def _records(
+    table: pd.DataFrame, fields: tuple[Field, ...], name: str, fill: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    return to_records(check_table(table, fields, name, fill)) if len(table) else []
 
 
 def _unique(records: list[dict[str, Any]], key: str) -> list[int]:

@@ -1,0 +1,148 @@
+"""Calibration of an image: background, cosmic rays, PSF, WCS, zero point."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.model.exposure import Exposure, Mask
+from apflow.model.psf import Psf
+from apflow.model.wcs import Wcs
+from apflow.pixels.astrometry import fit_wcs
+from apflow.pixels.background import subtract_background
+from apflow.pixels.cosmics import find_cosmic_rays
+from apflow.pixels.interpolate import interpolate
+from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron
+from apflow.pixels.psf import fit_point_sources, fit_psf
+from apflow.pixels.stars import find_stars, stellar_locus
+
+#: Stars that make the PSF at most: the brightest say it all.
+_PSF_STARS = 300
+
+_CR, _INTRP = int(Mask.CR), int(Mask.INTRP)
+
+
+def calibrate(
+    exposure: Exposure,
+    wcs: Wcs,
+    reference: pd.DataFrame,
+    *,
+    min_stars: int = 10,
+    star_snr: float = 20.0,
+    psf_order: int = 1,
+    match_radius_arcsec: float = 5.0,
+) -> Exposure:
+    """From electrons to nJy, with all that is known of the image.
+
+    Parameters
+    ----------
+    exposure : `Exposure`
+        In ``electron``, as `remove_signature` makes it.
+    wcs : `Wcs`
+        Where the telescope was meant to point.
+    reference : `pandas.DataFrame`
+        Stars: ra, dec (degrees), mag (AB in the band of the image).
+    min_stars : `int`
+        Fewest stars for the PSF, and matched for WCS and zero point.
+    star_snr : `float`
+        Least S/N of a star.
+    psf_order : `int`
+        Spatial order of the PSF.
+    match_radius_arcsec : `float`
+        Largest pointing error.
+
+    Returns
+    -------
+    exposure : `Exposure`
+        In ``nJy``, sky subtracted, cosmic rays masked (CR, INTRP) and
+        interpolated, with `psf`, `wcs` and `summary`.
+
+    Raises
+    ------
+    DataError
+        Too few stars, or too few that match the reference.
+    """
+    assert exposure.info is not None
+    time_s = exposure.info.exposure_time_s
+    sky_free, sky, noise = subtract_background(exposure)
+    found = find_stars(sky_free, star_snr)
+    locus = stellar_locus(found)
+    _enough(int(locus.sum()), min_stars, f"stars of S/N {star_snr:g} among {len(found)} sources for the PSF")
+    clean = _without_cosmic_rays(sky_free, float(found["fwhm"][locus].median()))
+    alive = ~_hit(clean, found)
+    stars = found[locus & alive]
+    _enough(len(stars), min_stars, f"stars of S/N {star_snr:g} among {len(found)} sources for the PSF")
+    psf = fit_psf(clean, stars[:_PSF_STARS], psf_order)
+    measured = fit_point_sources(clean, psf, stars["x"].to_numpy(), stars["y"].to_numpy()).dropna()
+    refined, astrometry = fit_wcs(
+        measured["x"].to_numpy(), measured["y"].to_numpy(), reference, wcs, match_radius_arcsec, min_stars
+    )
+    matched = measured.iloc[astrometry.star]
+    mag = reference["mag"].to_numpy(float)[astrometry.reference]
+    zero = fit_zero_point(matched["flux"].to_numpy(), time_s, mag, matched["flux_err"].to_numpy())
+    scale = np.float32(nanojansky_per_electron(zero.zero_point_mag, time_s))
+    e1, e2 = _ellipticity(psf)
+    summary = {
+        "psf_fwhm_arcsec": psf.fwhm_px() * refined.pixel_scale_arcsec,
+        "psf_ellipticity_e1": e1,
+        "psf_ellipticity_e2": e2,
+        "wcs_offset_arcsec": astrometry.offset_arcsec,
+        "wcs_rotation_arcsec": astrometry.rotation_arcsec,
+        "wcs_scatter_arcsec": astrometry.scatter_arcsec,
+        "zero_point_mag": zero.zero_point_mag,
+        "zero_point_scatter_mag": zero.scatter_mag,
+        "sky_electron": sky,
+        "sky_noise_electron": noise,
+        "depth_mag": zero.zero_point_mag - 2.5 * np.log10(5.0 * noise * np.sqrt(psf.effective_area_px()) / time_s),
+        "n_psf_stars": float(min(len(stars), _PSF_STARS)),
+        "n_reference_matched": float(len(matched)),
+    }
+    return dataclasses.replace(
+        clean,
+        image=clean.image * scale,
+        variance=clean.variance * scale**2,
+        unit="nJy",
+        wcs=refined,
+        psf=psf,
+        summary={**exposure.summary, **{name: float(value) for name, value in summary.items()}},
+    )
+
+
+def _enough(n: int, least: int, what: str) -> None:
+    if n < least:
+        raise DataError(f"{n} {what}; accepted: {least} or more")
+
+
+def _without_cosmic_rays(exposure: Exposure, fwhm_px: float) -> Exposure:
+    """Cosmic rays masked and interpolated."""
+    hits = find_cosmic_rays(exposure, fwhm_px)
+    if not hits.any():
+        return exposure
+    mask = exposure.mask.copy()
+    mask[hits] |= _CR | _INTRP
+    return dataclasses.replace(exposure, image=interpolate(exposure.image, mask, _CR), mask=mask)
+
+
+def _hit(exposure: Exposure, stars: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether a cosmic ray lies within 2 px of a star's centre."""
+    x, y = np.round(stars["x"].to_numpy()).astype(int), np.round(stars["y"].to_numpy()).astype(int)
+    ny, nx = exposure.shape
+    out = np.zeros(len(x), np.bool_)
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            out |= (exposure.mask[np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)] & _CR) != 0
+    return out
+
+
+def _ellipticity(psf: Psf) -> tuple[float, float]:
+    """(Ixx - Iyy, 2 Ixy) / (Ixx + Iyy) of the PSF at the centre, under a Gaussian of its own FWHM."""
+    image = psf.centre()
+    axis = np.arange(psf.size) - psf.size // 2
+    y, x = axis[:, None], axis[None, :]
+    weighted = image * np.exp(-0.5 * (x * x + y * y) / (psf.fwhm_px() / 2.3548) ** 2)
+    ixx, iyy, ixy = (float((weighted * m).sum()) for m in (x * x, y * y, x * y))
+    return (ixx - iyy) / (ixx + iyy), 2 * ixy / (ixx + iyy)

@@ -1,0 +1,196 @@
+"""Instrument signature removal: raw segments to one image in electrons."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.model.camera import Amplifier, Detector
+from apflow.model.exposure import Exposure, Mask, Raw
+from apflow.model.products import Calibs
+from apflow.pixels.interpolate import fill, grow, masked_pixels, typical
+
+F4 = NDArray[np.float32]
+I4 = NDArray[np.int32]
+
+#: First overscan columns that are left out: they hold charge deferred from the last pixels of the row.
+_OVERSCAN_SKIP = 4
+#: Flats below this are no measure of sensitivity.
+_FLAT_MIN = 0.05
+#: Saturation spills over: pixels by which SAT is grown.
+_SATURATION_GROW = 2
+
+_BAD, _SAT, _INTRP, _NO_DATA = int(Mask.BAD), int(Mask.SAT), int(Mask.INTRP), int(Mask.NO_DATA)
+
+
+def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
+    """Overscan, bias, gain, dark, flat, saturation and defects of one raw image.
+
+    Per amplifier: the serial overscan is subtracted row by row, prescan and
+    overscans are trimmed, the segment is put into the CCD by its flips, and
+    ``(((ADU - overscan - bias) * gain) - dark * exposure time) / flat`` with
+    variance ``(max(electrons, 0) + read_noise^2) / flat^2``.
+
+    Parameters
+    ----------
+    raw : `Raw`
+    detector : `Detector`
+    calibs : `Calibs`
+        On the grid of the assembled CCD.
+
+    Returns
+    -------
+    exposure : `Exposure`
+        In ``electron``. BAD: defects, pixels without data or without flat,
+        dead amplifiers; NO_DATA: no finite value; SAT: at or above the
+        amplifier's saturation, grown by 2 px; all of these are INTRP, and
+        their image is interpolated while their variance is kept. Image and
+        variance are finite everywhere.
+
+    Raises
+    ------
+    DataError
+        The raw is of another detector; a segment is missing, unknown or of a
+        wrong shape; a calib has not the shape of the CCD; or the image is
+        constant or has no finite pixel at all.
+    """
+    _check(raw, detector, calibs)
+    image, variance = np.empty(detector.shape, np.float32), np.empty(detector.shape, np.float32)
+    mask = np.zeros(detector.shape, np.int32)
+    alive = 0
+    for amp in detector.amplifiers:
+        segment = _native(raw.segments[amp.segment])
+        science = segment[: amp.ny, amp.prescan : amp.prescan + amp.nx]
+        # fmin and fmax pass over NaN; where all are NaN the comparison is false
+        live = bool(np.fmin.reduce(science, None) < np.fmax.reduce(science, None))
+        alive += live
+        _assemble(
+            segment, (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, _OVERSCAN_SKIP, amp.flip_x, amp.flip_y, live,
+            np.float32(amp.gain), np.float32(amp.read_noise), np.float32(amp.saturation),
+            np.float32(raw.info.exposure_time_s), calibs.bias, calibs.dark, calibs.flat, calibs.defects,
+            image, variance, mask,
+        )  # fmt: skip
+    if not alive:
+        raise DataError(f"raw {_name(raw)}: every amplifier is constant or has no finite pixel; accepted: a real image")
+    saturated = masked_pixels(mask, _SAT)
+    grow(mask, _SAT, saturated, _SATURATION_GROW)
+    where = masked_pixels(mask, _BAD | _SAT)
+    if len(where):
+        fill(image, mask, _BAD | _SAT, where, np.float32(typical(image)))
+        mask.reshape(-1)[where] |= _INTRP
+    return Exposure(image, variance, mask, "electron", info=raw.info)
+
+
+def _name(raw: Raw) -> str:
+    return f"{raw.info.instrument} exposure {raw.info.exposure} detector {raw.info.detector}"
+
+
+def _check(raw: Raw, detector: Detector, calibs: Calibs) -> None:
+    if raw.info.detector != detector.id:
+        raise DataError(f"raw {_name(raw)} is not of detector {detector.id} ({detector.name}), which is asked for")
+    expected = {amp.segment: amp for amp in detector.amplifiers}
+    missing, extra = sorted(set(expected) - set(raw.segments)), sorted(set(raw.segments) - set(expected))
+    if missing or extra:
+        raise DataError(
+            f"raw {_name(raw)}: segments missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(extra) or 'none'}; accepted: {', '.join(sorted(expected))}"
+        )
+    for name, amp in expected.items():
+        _check_segment(raw, name, amp)
+    for name in ("bias", "dark", "flat", "defects"):
+        shape = getattr(calibs, name).shape
+        if shape != detector.shape:
+            raise DataError(f"{name} for {_name(raw)} has shape {shape}; accepted: {detector.shape}")
+
+
+def _check_segment(raw: Raw, name: str, amp: Amplifier) -> None:
+    if raw.segments[name].shape != amp.raw_shape:
+        raise DataError(
+            f"raw {_name(raw)}: {name} (amplifier {amp.name}) has shape {raw.segments[name].shape}; "
+            f"accepted: {amp.raw_shape}"
+        )
+
+
+def _native(segment: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A segment in one of the two types for which the kernel is compiled; float32 holds 18 bits exactly."""
+    return np.ascontiguousarray(segment, np.uint16 if segment.dtype == np.uint16 else np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _row_level(row: NDArray[np.generic], buffer: F4) -> float:
+    """Interquartile mean of a row of overscan: robust, and finer than an integer median; NaN where no data."""
+    n = 0
+    for i in range(row.size):
+        v = np.float32(row[i])
+        if v == v:
+            # Insertion sort: rows are short, and mostly of few distinct values.
+            j = n
+            while j > 0 and buffer[j - 1] > v:
+                buffer[j] = buffer[j - 1]
+                j -= 1
+            buffer[j] = v
+            n += 1
+    if n == 0:
+        return np.nan
+    low, high = n // 4, n - n // 4
+    total = 0.0
+    for i in range(low, high):
+        total += buffer[i]
+    return total / (high - low)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _assemble(
+    segment: NDArray[np.generic],
+    box: tuple[int, int, int, int],
+    prescan: int,
+    skip: int,
+    flip_x: bool,
+    flip_y: bool,
+    live: bool,
+    gain: np.float32,
+    read_noise: np.float32,
+    saturation: np.float32,
+    exposure_time_s: np.float32,
+    bias: F4,
+    dark: F4,
+    flat: F4,
+    defects: NDArray[np.bool_],
+    image: F4,
+    variance: F4,
+    mask: I4,
+) -> None:
+    """Write one amplifier's part of the planes."""
+    x0, y0, nx, ny = box
+    first = prescan + nx
+    if segment.shape[1] - first > 2 * skip:
+        first += skip
+    buffer = np.empty(segment.shape[1] - first, np.float32)
+    line = np.empty(nx, np.float32)
+    zero, one, noise2 = np.float32(0), np.float32(1), read_noise * read_noise
+    for j in range(ny):
+        y = y0 + (ny - 1 - j if flip_y else j)
+        level = np.float32(_row_level(segment[j, first:], buffer)) if buffer.size else zero
+        if flip_x:
+            for i in range(nx):
+                line[nx - 1 - i] = np.float32(segment[j, prescan + i])
+        else:
+            for i in range(nx):
+                line[i] = np.float32(segment[j, prescan + i])
+        for i in range(nx):
+            x = x0 + i
+            f = flat[y, x]
+            usable = np.float32(_FLAT_MIN) < f < np.float32(1e30)
+            inverse = one / (f if usable else one)
+            electrons = (line[i] - level - bias[y, x]) * gain
+            value = (electrons - dark[y, x] * exposure_time_s) * inverse
+            finite = abs(value) < np.float32(1e30)
+            bits = np.int32(0) if usable and live and finite and not defects[y, x] else np.int32(_BAD)
+            bits |= np.int32(0) if live and finite else np.int32(_NO_DATA)
+            bits |= np.int32(_SAT) if line[i] >= saturation else np.int32(0)
+            image[y, x] = value if finite and live else zero
+            signal = electrons if finite and live and electrons > zero else zero
+            variance[y, x] = (signal + noise2) * inverse * inverse
+            mask[y, x] = bits

@@ -1,0 +1,286 @@
+"""The PSF of an image from its stars, and point sources fitted with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numba import njit
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from apflow.errors import DataError
+from apflow.model.exposure import Exposure
+from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+
+#: Half-width of the Lanczos kernel that registers stamps, px.
+_TAPS = 4
+#: Stars of the mean of the PSF's coefficients: fewer lower the spatial order.
+_STARS_PER_TERM = 8
+#: Error of a star's profile that is not photon noise: keeps the few brightest from deciding alone.
+_PROFILE_ERROR = 0.01
+#: A pixel of a star's stamp further off than this is a neighbour's, a star with worse residuals no star.
+_CLIP_SIGMA, _CLIP_STARS_SIGMA = 4.0, 4.0
+#: Radius of the point-source fit in FWHM: flux and position are in the core, neighbours outside.
+_FIT_FWHM = 1.75
+
+
+def psf_size(fwhm_px: float) -> int:
+    """Side of a PSF stamp: 3.5 FWHM each way hold 99.5 % of a Moffat of index 3."""
+    return 2 * int(np.ceil(3.5 * fwhm_px)) + 1
+
+
+def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int | None = None) -> Psf:
+    """Fit each pixel of the PSF as a polynomial in the position on the image.
+
+    Stamps are registered to the middle pixel by Lanczos interpolation,
+    scaled to unit flux, and averaged by least squares; registration and flux
+    are then measured anew with that PSF, three times over. Discrepant pixels
+    and stars are left out. The level under the PSF is fixed by a Moffat wing.
+
+    Parameters
+    ----------
+    exposure : `Exposure`
+        With the sky subtracted.
+    stars : `pandas.DataFrame`
+        Columns x, y, flux, fwhm of `find_stars`: stars only (`stellar_locus`).
+    order : `int`
+        Order of the polynomial; lowered so that each term has 8 stars.
+    size : `int`, optional
+        Side of the PSF stamp, odd; `psf_size` of the stars by default.
+
+    Raises
+    ------
+    DataError
+        No star's stamp lies within the image.
+    """
+    fwhm = float(stars["fwhm"].median()) if len(stars) else np.nan
+    half = (psf_size(fwhm) if size is None else size) // 2 if len(stars) else 0
+    x, y, flux = (stars[c].to_numpy(float) for c in ("x", "y", "flux"))
+    ny, nx = exposure.shape
+    edge = half + _TAPS
+    inside = (x > edge) & (x < nx - 1 - edge) & (y > edge) & (y < ny - 1 - edge)
+    if not inside.any():
+        raise DataError(f"no star of {len(stars)} lies {edge} px or more inside the image of {nx} x {ny} px")
+    x, y, flux = x[inside], y[inside], flux[inside]
+    while order and len(x) < _STARS_PER_TERM * len(polynomial_exponents(order)):
+        order -= 1
+    stamps = _stamps(exposure.image, x, y, half)
+    mean = np.median(stamps / flux[:, None, None], 0)
+    psf = Psf((mean / mean.sum())[None], exposure.shape)
+    good = np.ones(len(x), np.bool_)
+    for _ in range(3):
+        rows = _fit(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, _fit_radius(fwhm))
+        good = _trusted(rows, x, y)
+        x, y = np.where(good, rows[:, 0], x), np.where(good, rows[:, 1], y)
+        flux = np.where(good, rows[:, 2], flux)
+        profiles = _stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
+        noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
+        terms = _average(profiles, noise, polynomial_terms(x[good], y[good], exposure.shape, order))
+        psf = Psf(_levelled(terms, fwhm), exposure.shape)
+    return psf
+
+
+def fit_point_sources(exposure: Exposure, psf: Psf, x: F8, y: F8) -> pd.DataFrame:
+    """Fit flux, position and local level of point sources near given positions.
+
+    Least squares with equal weights for all pixels: a flux that does not
+    lean on the noise in the variance.
+
+    Returns
+    -------
+    sources : `pandas.DataFrame`
+        x, y (px), flux, flux_err (unit of the exposure), chi2 (per pixel);
+        NaN where the fit left the image or ran away.
+    """
+    radius = _fit_radius(psf.fwhm_px())
+    rows = _fit(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, radius)
+    return pd.DataFrame(rows, columns=["x", "y", "flux", "flux_err", "chi2"])
+
+
+def _fit_radius(fwhm: float) -> float:
+    return max(3.0, _FIT_FWHM * fwhm)
+
+
+def _trusted(rows: F8, x: F8, y: F8) -> NDArray[np.bool_]:
+    """Stars whose fit converged nearby and whose residuals are like the others'."""
+    with np.errstate(invalid="ignore"):
+        good = (rows[:, 2] > 0) & (np.hypot(rows[:, 0] - x, rows[:, 1] - y) < 1.0)
+    if not good.any():
+        raise DataError(f"no PSF: none of {len(x)} stars could be fitted")
+    chi2 = np.log(rows[good, 4])
+    middle = np.median(chi2)
+    spread = max(1.4826 * float(np.median(np.abs(chi2 - middle))), 0.1)
+    good[good] = chi2 < middle + _CLIP_STARS_SIGMA * spread
+    return np.asarray(good)
+
+
+def _average(profiles: F8, noise: F8, design: F8) -> F8:
+    """Coefficient images (nterms, k, k) by weighted least squares with clipping of pixels.
+
+    `profiles` (n, k, k) of unit flux, `noise` (n,) of their pixels, `design` (n, nterms).
+    """
+    n, k, _ = profiles.shape
+    data = profiles.reshape(n, k * k)
+    weight = np.broadcast_to((1.0 / (noise**2 + (_PROFILE_ERROR * data.max()) ** 2))[:, None], data.shape)
+    products = (design[:, :, None] * design[:, None, :]).reshape(n, -1)
+    m = design.shape[1]
+    terms = np.zeros((m, k * k))
+    for turn in range(3):
+        if turn:
+            residual = data - design @ terms
+            sigma = np.sqrt(noise[:, None] ** 2 + (_PROFILE_ERROR * data.max()) ** 2 / 4)
+            weight = np.where(np.abs(residual) < _CLIP_SIGMA * sigma, weight, weight * 1e-6)
+        normal = (weight.T @ products).reshape(k * k, m, m)
+        right = (weight * data).T @ design
+        terms = np.linalg.solve(normal, right[:, :, None])[:, :, 0].T
+    return np.asarray(terms.reshape(m, k, k))
+
+
+def _levelled(terms: F8, fwhm: float) -> F8:
+    """Take the residual sky off the PSF and normalise it.
+
+    The mean PSF beyond 1.2 FWHM is a Moffat's wing on a level; what varies over
+    the image has no level of its own. The stamp's sum is then 1.
+    """
+    k = terms.shape[1]
+    axis = np.arange(k) - k // 2
+    radius = np.hypot(axis[:, None], axis)
+    wing = (radius > 1.2 * fwhm) & (radius <= k / 2)
+    r2, values = radius[wing] ** 2, terms[0][wing]
+    scale = float(terms[0].max())
+
+    def split(parameters: F8) -> tuple[F8, F8, F8]:
+        alpha, beta = np.exp(parameters)
+        shape = (1.0 + r2 / alpha**2) ** -beta
+        design = np.stack([shape / shape.max(), np.ones_like(shape)], -1)
+        return design, np.linalg.lstsq(design, values, rcond=None)[0], values
+
+    def residual(parameters: F8) -> F8:
+        design, solution, data = split(parameters)
+        return np.asarray((design @ solution - data) / scale)
+
+    start = np.log([fwhm, 3.0])
+    best = least_squares(residual, start, bounds=(np.log([0.3 * fwhm, 1.8]), np.log([3.0 * fwhm, 8.0])), max_nfev=20)
+    level = split(best.x)[1][1]
+    out = terms - terms.mean((1, 2))[:, None, None]
+    out[0] = terms[0] - level
+    return np.asarray(out / out[0].sum())
+
+
+@njit(cache=True, nogil=True)
+def _lanczos(fraction: float, weights: F8) -> None:
+    """Lanczos weights, sum 1, of the 8 samples about a point ``fraction`` beyond the fourth."""
+    total = 0.0
+    for t in range(2 * _TAPS):
+        d = np.pi * (t - (_TAPS - 1) - fraction)
+        weights[t] = 1.0 if abs(d) < 1e-9 else _TAPS * np.sin(d) * np.sin(d / _TAPS) / (d * d)
+        total += weights[t]
+    for t in range(2 * _TAPS):
+        weights[t] /= total
+
+
+@njit(cache=True, nogil=True)
+def _sample(image: F4, x: float, y: float, half: int, out: F8) -> None:
+    """Resample a stamp whose middle pixel is at (x, y); it and 4 px about it lie within the image."""
+    wx, wy = np.empty(2 * _TAPS), np.empty(2 * _TAPS)
+    ix, iy = int(np.floor(x)), int(np.floor(y))
+    _lanczos(x - ix, wx)
+    _lanczos(y - iy, wy)
+    k = 2 * half + 1
+    rows = np.zeros((k + 2 * _TAPS - 1, k))
+    for j in range(k + 2 * _TAPS - 1):
+        yy = iy - half - (_TAPS - 1) + j
+        for t in range(2 * _TAPS):
+            x0 = ix - half - (_TAPS - 1) + t
+            for i in range(k):
+                rows[j, i] += wx[t] * image[yy, x0 + i]
+    out[:] = 0.0
+    for j in range(k):
+        for t in range(2 * _TAPS):
+            for i in range(k):
+                out[j, i] += wy[t] * rows[j + t, i]
+
+
+@njit(cache=True, nogil=True)
+def _stamps(image: F4, x: F8, y: F8, half: int) -> F8:
+    """Stamps (n, k, k) registered to their middle pixel."""
+    out = np.empty((len(x), 2 * half + 1, 2 * half + 1))
+    for n in range(len(x)):
+        _sample(image, x[n], y[n], half, out[n])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _psf_at(terms: F8, shape: tuple[int, int], order: int, x: float, y: float) -> F8:
+    """`Psf.at`, compiled."""
+    u, v = 2.0 * x / max(shape[1] - 1, 1) - 1.0, 2.0 * y / max(shape[0] - 1, 1) - 1.0
+    out = np.zeros(terms.shape[1:])
+    n = 0
+    for total in range(order + 1):
+        for q in range(total + 1):
+            out += u ** (total - q) * v**q * terms[n]
+            n += 1
+    return out / out.sum()
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fit(image: F4, variance: F4, terms: F8, shape: tuple[int, int], order: int, xs: F8, ys: F8, radius: float) -> F8:
+    """Gauss-Newton fit of point sources: rows of x, y, flux, flux error, chi2 per pixel."""
+    ny, nx = image.shape
+    middle = terms.shape[1] // 2
+    half = min(int(radius) + 1, middle - 1)
+    k = 2 * half + 1
+    n_px = 0
+    inside = np.zeros((k, k), np.bool_)
+    for j in range(k):
+        for i in range(k):
+            inside[j, i] = (j - half) ** 2 + (i - half) ** 2 <= radius * radius
+            n_px += inside[j, i]
+    out = np.full((len(xs), 5), np.nan)
+    design, data, noise2 = np.ones((n_px, 4)), np.empty(n_px), np.empty(n_px)
+    stamp = np.empty((k, k))
+    edge = half + _TAPS
+    for n in range(len(xs)):
+        x, y = xs[n], ys[n]
+        if not (edge < x < nx - 1 - edge and edge < y < ny - 1 - edge):
+            continue
+        psf = _psf_at(terms, shape, order, x, y)
+        m = 0
+        for j in range(k):
+            for i in range(k):
+                if inside[j, i]:
+                    a, b = middle - half + j, middle - half + i
+                    design[m, 0] = psf[a, b]
+                    design[m, 1] = 0.5 * (psf[a, b - 1] - psf[a, b + 1])
+                    design[m, 2] = 0.5 * (psf[a - 1, b] - psf[a + 1, b])
+                    m += 1
+        solve = np.linalg.inv(design.T @ design) @ design.T
+        solution = np.zeros(4)
+        for _ in range(8):
+            _sample(image, x, y, half, stamp)
+            m = 0
+            for j in range(k):
+                for i in range(k):
+                    if inside[j, i]:
+                        data[m] = stamp[j, i]
+                        noise2[m] = variance[round(y) + j - half, round(x) + i - half]
+                        m += 1
+            solution = solve @ data
+            if not solution[0] > 0.0:
+                break
+            dx, dy = solution[1] / solution[0], solution[2] / solution[0]
+            if abs(dx) + abs(dy) < 1e-3:
+                break
+            x, y = x + min(max(dx, -0.5), 0.5), y + min(max(dy, -0.5), 0.5)
+            if not (edge < x < nx - 1 - edge and edge < y < ny - 1 - edge):
+                break
+        if not solution[0] > 0.0 or np.hypot(x - xs[n], y - ys[n]) > 2.0:
+            continue
+        residual = data - design @ solution
+        out[n, 0], out[n, 1], out[n, 2] = x, y, solution[0]
+        out[n, 3] = np.sqrt((solve[0] ** 2 * noise2).sum())
+        out[n, 4] = (residual**2 / (noise2 + (0.01 * solution[0] * design[:, 0]) ** 2)).mean()
+    return out

@@ -97,7 +97,7 @@ def subtract(
     summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": scale}
     exposure = dataclasses.replace(exposure, variance=variance * np.float32(scale**2), summary=summary)
     matched = Exposure(
-        matched_image, matched_variance, mask & ~np.int32(SAT), science.unit, science.wcs, science.psf, science.info
+        matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info
     )
     return Difference(exposure, matched, kernel)
 

@@ -1,0 +1,85 @@
+"""Making a repository: what `apflow init` does."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from apflow.config import Config, to_toml
+from apflow.errors import BadRequest
+from apflow.io.atomic import atomic
+from apflow.io.butler import paths
+from apflow.model.camera import Camera, camera_names, load_camera
+
+_DETECTOR_VISIT = ("instrument", "visit", "detector")
+#: Name, dimensions, storage class, whether it has validity ranges.
+DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
+    ("raw", ("instrument", "exposure", "detector"), "ApflowRaw", False),
+    ("bias", ("instrument", "detector"), "ApflowImage", True),
+    ("dark", ("instrument", "detector"), "ApflowImage", True),
+    ("flat", ("instrument", "detector", "physical_filter"), "ApflowImage", True),
+    ("defects", ("instrument", "detector"), "ApflowImage", True),
+    ("template_coadd", ("skymap", "tract", "patch", "band"), "ApflowExposure", False),
+    ("reference_catalog", ("htm7",), "DataFrame", False),
+    ("difference_image", _DETECTOR_VISIT, "ApflowExposure", False),
+    ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
+    ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
+)
+SETTINGS = "apflow.toml"
+
+
+def create_repository(root: str | Path, camera: str, size: int | None = None) -> None:
+    """Make a Butler repository (SQLite) with a camera's instrument, detectors, filters and dataset types.
+
+    Parameters
+    ----------
+    root : `str` or `pathlib.Path`
+        Folder, made where it does not exist.
+    camera : `str`
+        Name of a camera, or the path of its file, which is copied into the repository.
+    size : `int`, optional
+        Pixels of cut-out detectors; None for full CCDs.
+
+    Raises
+    ------
+    BadRequest
+        There is a repository already, or no such camera or size.
+    """
+    loaded, root = load_camera(camera, size), Path(root)
+    if (root / "butler.yaml").exists():
+        raise BadRequest(f"{root} is a Butler repository already; give another folder")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"{root} cannot be made a repository: {error.strerror}") from error
+    stored = camera
+    if camera not in camera_names():
+        stored = "./camera.yaml"
+        shutil.copyfile(camera, root / stored)
+    _make(root, loaded)
+    with atomic(root / SETTINGS) as file:
+        file.write(to_toml(Config(camera=stored, size=size, butler=".")).encode())
+
+
+def _make(root: Path, camera: Camera) -> None:
+    from lsst.daf.butler import Butler, Config, DatasetType
+    from lsst.daf.butler.registry import CollectionType  # type: ignore[attr-defined]
+
+    from apflow.io.butler.instruments import register_camera
+
+    Butler.makeRepo(str(root), config=Config.fromString(resources.files(__package__).joinpath("seed.yaml").read_text()))
+    with Butler.from_config(str(root), writeable=True) as butler:
+        register_camera(butler.registry, camera)
+        for name, dimensions, storage_class, calib in DATASET_TYPES:
+            butler.registry.registerDatasetType(
+                DatasetType(name, dimensions, storage_class, universe=butler.dimensions, isCalibration=calib)
+            )
+        instrument = camera.instrument
+        inputs = [paths.raw_run(instrument), paths.calib_collection(instrument), paths.REFERENCE_RUN]
+        butler.collections.register(inputs[0], CollectionType.RUN)
+        butler.collections.register(inputs[1], CollectionType.CALIBRATION)
+        butler.collections.register(inputs[2], CollectionType.RUN)
+        for chain, children in ((paths.defaults_chain(instrument), inputs), (paths.prompt_chain(instrument), [])):
+            butler.collections.register(chain, CollectionType.CHAINED)
+            butler.collections.redefine_chain(chain, children)

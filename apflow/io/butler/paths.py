@@ -1,0 +1,81 @@
+"""Where things are in a repository: pure functions, for workers that open no Butler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from apflow.errors import BadRequest
+from apflow.model.ids import day_obs_of, image_name
+from apflow.model.visit import Visit
+
+#: Dataset types that detectors write, with the extension of their files.
+OUTPUTS = {"difference_image": "fits", "dia_source_detector": "parquet", "ap_metrics": "json"}
+
+
+def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int, run: str) -> str:
+    """Path of an output of a detector-visit, the same whoever asks.
+
+    Raises
+    ------
+    BadRequest
+        Detectors write no such dataset type.
+    """
+    if dataset_type not in OUTPUTS:
+        raise BadRequest(f"{dataset_type!r} is no output of a detector; accepted: {', '.join(OUTPUTS)}")
+    name = f"{dataset_type}_{visit.instrument}_{visit.visit}_{detector:03d}.{OUTPUTS[dataset_type]}"
+    return str(Path(root).resolve() / run / dataset_type / str(day_obs_of(visit.visit)) / str(visit.visit) / name)
+
+
+def raw_path(root: Path, instrument: str, exposure: int, prefix: str, detector: str) -> Path:
+    """Path of a raw image, after the object keys of the summit."""
+    name = image_name(exposure, prefix)
+    return raw_run_folder(root, instrument) / str(day_obs_of(exposure)) / name / f"{name}_{detector}.fits"
+
+
+def raw_run_folder(root: Path, instrument: str) -> Path:
+    """Folder of the raw images of an instrument."""
+    return root / raw_run(instrument)
+
+
+def raw_run(instrument: str) -> str:
+    """RUN collection of raw images."""
+    return f"{instrument}/raw/all"
+
+
+def calib_collection(instrument: str) -> str:
+    """CALIBRATION collection, with validity ranges."""
+    return f"{instrument}/calib"
+
+
+def prompt_chain(instrument: str) -> str:
+    """CHAINED collection of all output runs, newest first."""
+    return f"{instrument}/prompt"
+
+
+def defaults_chain(instrument: str) -> str:
+    """CHAINED collection of all inputs."""
+    return f"{instrument}/defaults"
+
+
+def template_run(skymap: str) -> str:
+    """RUN collection of the templates on a skymap."""
+    return f"templates/{skymap}"
+
+
+REFERENCE_RUN = "refcats"
+
+
+def group_folder(root: str | Path, instrument: str, group: str) -> Path:
+    """Folder of the arrivals of a group."""
+    return Path(root) / "arrivals" / instrument / "groups" / _safe(group)
+
+
+def image_folder(root: str | Path, instrument: str, name: str) -> Path:
+    """Folder of the arrivals of an image."""
+    return Path(root) / "arrivals" / instrument / "images" / _safe(name)
+
+
+def _safe(name: str) -> str:
+    # Group names hold colons and dots; a name of dots alone would be another folder.
+    return quote(name, safe=":+ ") if name.strip(".") else f"_{name}"

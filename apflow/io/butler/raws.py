@@ -1,0 +1,250 @@
+"""Raw images: what their headers say becomes exposures and visits of the registry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from astropy.time import Time
+from lsst.daf.butler import Butler, Timespan
+from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
+
+from apflow.errors import ApflowError, BadRequest, DataError
+from apflow.io.atomic import atomic
+from apflow.io.butler import paths
+from apflow.io.butler.ingest import ingest, references
+from apflow.io.butler.instruments import VISIT_SYSTEM
+from apflow.io.fits import info_of
+from apflow.io.hdu import read_primary
+from apflow.model.camera import Camera
+from apflow.model.exposure import ImageInfo
+from apflow.model.ids import ImageName, day_obs_of, image_name, parse_image_name
+
+if TYPE_CHECKING:
+    from apflow.io.butler.repository import Repository
+
+_SKY = ("OBJECT", "SCIENCE", "ACQ", "CWFS")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of one raw file.
+
+    Attributes
+    ----------
+    source : `pathlib.Path`
+        The file as given.
+    path : `pathlib.Path` or `None`
+        Where it is in the repository; None when it was rejected.
+    info : `ImageInfo` or `None`
+        Its header, where it could be read.
+    name : `ImageName` or `None`
+        Its name, where it is of the form of an image's.
+    new : `bool`
+        Whether it was not registered before.
+    error : `str`
+        Why it was rejected; empty when it was not.
+    """
+
+    source: Path
+    path: Path | None
+    info: ImageInfo | None
+    name: ImageName | None
+    new: bool = False
+    error: str = ""
+
+
+def ingest_raws(repository: Repository, files: Iterable[str | Path], transfer: str) -> list[Ingested]:
+    """Register raw images in one transaction, with their exposures and visits.
+
+    Parameters
+    ----------
+    repository : `Repository`
+    files : iterable of paths
+    transfer : `str`
+        ``copy`` leaves the given files (a hard link where the file system
+        allows it), ``move`` removes them after the commit.
+
+    Returns
+    -------
+    ingested : `list` [`Ingested`]
+        One a file, in order. Files that cannot be accepted are named with the
+        reason and left where they are; they do not keep the others out.
+    """
+    if transfer not in ("copy", "move"):
+        raise BadRequest(f"transfer {transfer!r} of raws is unknown; accepted: copy, move")
+    read = [_examine(repository.camera, Path(file)) for file in files]
+    good: dict[Path, Ingested] = {}
+    for one in read:
+        if one.path is not None:
+            good.setdefault(one.path, one)  # the same image twice in one batch
+    known = _register(repository, [(one.path, one.source, one.info) for one in good.values() if one.path and one.info])
+    if transfer == "move":
+        for one in read:
+            if one.path is not None:
+                one.source.unlink(missing_ok=True)
+    return [
+        Ingested(one.source, one.path, one.info, one.name, good[one.path] is one and one.path not in known)
+        if one.path is not None
+        else one
+        for one in read
+    ]
+
+
+def _examine(camera: Camera, file: Path) -> Ingested:
+    """Read the header of a raw and check it against the camera and the file's name."""
+    name, info = _name(file), None
+    try:
+        info = info_of(read_primary(file, complete=True), file)
+        detector = camera.detector(info.detector)
+        if info.instrument != camera.instrument:
+            raise DataError(f"{file}: INSTRUME is {info.instrument!r}; accepted: {camera.instrument}")
+        if name and (name.exposure != info.exposure or name.detector not in (None, detector.name)):
+            was = f"{image_name(info.exposure, camera.image_prefix)}_{detector.name}"
+            raise DataError(f"{file}: its name and its header disagree, the header is that of {was}")
+        camera.filter(info.physical_filter)
+    except ApflowError as error:
+        return Ingested(file, None, info, name, error=str(error))
+    root = Path()
+    path = paths.raw_path(root, camera.instrument, info.exposure, camera.image_prefix, detector.name)
+    return Ingested(file, path, info, name)
+
+
+def _name(file: Path) -> ImageName | None:
+    try:
+        return parse_image_name(file.name.split(".", 1)[0])
+    except BadRequest:
+        return None
+
+
+def _register(repository: Repository, raws: Sequence[tuple[Path, Path, ImageInfo]]) -> set[Path]:
+    """Put files in their places and register them; returns those (relative to the root) that were there before."""
+    butler, instrument = repository.butler, repository.instrument
+    run = paths.raw_run(instrument)
+    data_ids = {
+        path: {"instrument": instrument, "exposure": info.exposure, "detector": info.detector} for path, _, info in raws
+    }
+    refs = references(butler, run, [(path, "raw", data_id) for path, data_id in data_ids.items()])
+    stored = butler.stored_many([ref for _, ref in refs]) if refs else {}
+    known = {path for path, ref in refs if stored[ref]}
+    new = [(path, source, info) for path, source, info in raws if path not in known]
+    for path, source, _ in new:
+        _place(source, repository.root / path)
+    with butler.transaction():
+        register_exposures(butler, repository.camera, [info for _, _, info in new])
+        ingest(butler, run, [(repository.root / path, "raw", data_ids[path]) for path, _, _ in new])
+    return known
+
+
+def _place(source: Path, target: Path) -> None:
+    """A file under another name, whatever was there before: a hard link, or a copy across file systems."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        with atomic(target) as file:
+            file.write(source.read_bytes())
+
+
+def register_exposures(butler: Butler, camera: Camera, infos: Iterable[ImageInfo]) -> None:
+    """Register exposures, and visits for those of the sky, that are not there yet."""
+    by_exposure = {info.exposure: info for info in infos}
+    if not by_exposure:
+        return
+    instrument = camera.instrument
+    there = butler.query_dimension_records(
+        "exposure", instrument=instrument, where="exposure IN (ids)", bind={"ids": list(by_exposure)}, explain=False
+    )
+    for known in there:
+        del by_exposure[known.id]
+    registry = butler.registry
+    for exposure, info in sorted(by_exposure.items()):
+        registry.insertDimensionData(
+            "day_obs",
+            {"instrument": instrument, "id": day_obs_of(exposure), "timespan": _day(info)},
+            skip_existing=True,
+        )
+        registry.insertDimensionData("group", {"instrument": instrument, "name": info.group}, skip_existing=True)
+        registry.insertDimensionData("exposure", _exposure(camera, info), skip_existing=True)
+        if info.image_type in _SKY:
+            _register_visit(butler, camera, info)
+
+
+def _register_visit(butler: Butler, camera: Camera, info: ImageInfo) -> None:
+    """A visit with the regions of its science detectors; its id is that of its first snap."""
+    registry, instrument = butler.registry, camera.instrument
+    visit = info.exposure - (info.snap - 1)
+    key: dict[str, Any] = {"instrument": instrument, "visit": visit}
+    there = butler.query_dimension_records("visit", data_id=key, explain=False)
+    if there:
+        # The second snap makes the visit longer; the sky is that of the first.
+        record = there[0].toDict()
+        span = record["timespan"]
+        begin, end = (_time(t) for t in (info.mjd_begin_tai, info.mjd_end_tai))
+        record["timespan"] = Timespan(min(span.begin, begin), max(span.end, end))
+        record["exposure_time"] += info.exposure_time_s
+        registry.syncDimensionData("visit", record, update=True)
+    else:
+        science = [d for d in camera.detectors if d.purpose == "SCIENCE"]
+        pointing = (info.ra_deg, info.dec_deg, info.rotation_deg)
+        regions = {d.id: camera.region(d, *pointing) for d in science}
+        corners = [
+            UnitVector3d(LonLat.fromDegrees(float(r), float(d))) for g in regions.values() for r, d in g.vertices
+        ]
+        registry.insertDimensionData("visit", _visit(camera, info, visit, ConvexPolygon.convexHull(corners)))
+        registry.insertDimensionData("visit_system_membership", key | {"visit_system": VISIT_SYSTEM})
+        registry.insertDimensionData(
+            "visit_detector_region",
+            *(key | {"detector": d, "region": region.to_sphgeom()} for d, region in regions.items()),
+        )
+    registry.insertDimensionData("visit_definition", key | {"exposure": info.exposure})
+
+
+def _exposure(camera: Camera, info: ImageInfo) -> Mapping[str, Any]:
+    sequence = info.exposure % 100_000
+    return {
+        "instrument": camera.instrument,
+        "id": info.exposure,
+        "obs_id": image_name(info.exposure, camera.image_prefix),
+        "physical_filter": camera.filter(info.physical_filter).physical_filter,
+        "group": info.group,
+        "day_obs": day_obs_of(info.exposure),
+        "exposure_time": info.exposure_time_s,
+        "observation_type": "science" if info.image_type in _SKY else info.image_type.lower(),
+        "seq_num": sequence,
+        "seq_start": sequence - (info.snap - 1),
+        "tracking_ra": info.ra_deg,
+        "tracking_dec": info.dec_deg,
+        "sky_angle": info.rotation_deg,
+        "can_see_sky": info.image_type in _SKY,
+        "timespan": Timespan(_time(info.mjd_begin_tai), _time(info.mjd_end_tai)),
+    }
+
+
+def _visit(camera: Camera, info: ImageInfo, visit: int, region: ConvexPolygon) -> Mapping[str, Any]:
+    return {
+        "instrument": camera.instrument,
+        "id": visit,
+        "name": image_name(visit, camera.image_prefix),
+        "physical_filter": camera.filter(info.physical_filter).physical_filter,
+        "day_obs": day_obs_of(visit),
+        "seq_num": visit % 100_000,
+        "exposure_time": info.exposure_time_s,
+        "timespan": Timespan(_time(info.mjd_begin_tai), _time(info.mjd_end_tai)),
+        "region": region,
+    }
+
+
+def _time(mjd_tai: float) -> Time:
+    return Time(mjd_tai, format="mjd", scale="tai")
+
+
+def _day(info: ImageInfo) -> Timespan:
+    noon = int(info.mjd_begin_tai - 0.5) + 0.5
+    return Timespan(_time(noon), _time(noon + 1.0))

@@ -1,0 +1,147 @@
+"""A repository opened by one thread of one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from apflow.config import load_config
+from apflow.errors import BadRequest
+from apflow.io.butler import paths
+from apflow.io.butler.create import SETTINGS
+from apflow.model.camera import Camera, load_camera
+from apflow.model.products import Inputs, OutputFile
+from apflow.model.skymap import SkyMap
+from apflow.model.visit import Visit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from apflow.io.butler.raws import Ingested
+
+_opened = threading.local()
+
+
+class Repository:
+    """A Butler repository of apflow.
+
+    A Butler must not be shared between threads: use `open` where threads come
+    and go, which gives each its own.
+
+    Parameters
+    ----------
+    root : `str` or `pathlib.Path`
+    writeable : `bool`
+
+    Raises
+    ------
+    BadRequest
+        There is no repository of apflow.
+    """
+
+    def __init__(self, root: str | Path, writeable: bool = False) -> None:
+        self.root = Path(root).resolve()
+        if not (self.root / "butler.yaml").is_file() or not (self.root / SETTINGS).is_file():
+            raise BadRequest(f"no Butler repository of apflow in {str(root)!r}; make one with: apflow init {root}")
+        from lsst.daf.butler import Butler
+
+        config = load_config(self.root / SETTINGS)
+        camera = str(self.root / config.camera) if "/" in config.camera else config.camera
+        self.camera: Camera = load_camera(camera, config.size)
+        self.instrument = self.camera.instrument
+        self._identity = _inode(self.root)
+        self.butler = Butler.from_config(str(self.root), writeable=writeable)
+
+    @classmethod
+    def open(cls, root: str | Path, writeable: bool = False) -> Repository:
+        """This thread's repository, opened once; not to be closed by its users."""
+        cache: dict[tuple[str, bool], Repository] = _opened.__dict__.setdefault("repositories", {})
+        key = (str(Path(root).resolve()), writeable)
+        found = cache.get(key)
+        # A folder removed and made anew holds another database under the same name.
+        if found is None or found._identity != _inode(found.root):
+            found = cache[key] = cls(root, writeable)
+        return found
+
+    def close(self) -> None:
+        """Close the connection to the registry."""
+        self.butler.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def ingest_calibs(
+        self,
+        kind: str,
+        files: Mapping[int, str | Path],
+        physical_filter: str | None = None,
+        valid: tuple[float, float] = (0.0, 1e6),
+        transfer: str = "auto",
+    ) -> int:
+        """Register master calibs and certify them; see `apflow.io.butler.ingest.ingest_calibs`."""
+        from apflow.io.butler.ingest import ingest_calibs
+
+        return ingest_calibs(self, kind, files, physical_filter, valid, transfer)
+
+    def ingest_templates(
+        self, files: Mapping[tuple[int, int], str | Path], skymap: SkyMap, band: str, transfer: str = "auto"
+    ) -> int:
+        """Register template cells; see `apflow.io.butler.ingest.ingest_templates`."""
+        from apflow.io.butler.ingest import ingest_templates
+
+        return ingest_templates(self, files, skymap, band, transfer)
+
+    def ingest_reference(self, stars: pd.DataFrame) -> int:
+        """Store a reference catalogue; see `apflow.io.butler.ingest.ingest_reference`."""
+        from apflow.io.butler.ingest import ingest_reference
+
+        return ingest_reference(self, stars)
+
+    def ingest_raws(self, files: Iterable[str | Path], transfer: str = "copy") -> list[Ingested]:
+        """Register raw images; see `apflow.io.butler.raws.ingest_raws`."""
+        from apflow.io.butler.raws import ingest_raws
+
+        return ingest_raws(self, files, transfer)
+
+    def find_inputs(self, visit: Visit, detectors: Sequence[int], camera: Camera | None = None) -> dict[int, Inputs]:
+        """Files that each detector of a visit reads; see `apflow.io.butler.inputs.find_inputs`."""
+        from apflow.io.butler.inputs import find_inputs
+
+        return find_inputs(self, visit, detectors, camera or self.camera)
+
+    def register_outputs(self, run: str, outputs: Iterable[tuple[OutputFile, int, int]]) -> int:
+        """Register files that detectors wrote, each with its visit and detector, in one transaction.
+
+        Returns
+        -------
+        registered : `int`
+            How many datasets are registered of those given; calling again with
+            the same ones is harmless.
+        """
+        from apflow.io.butler.ingest import ingest
+
+        instrument = self.instrument
+        files = [
+            (Path(o.path), o.dataset_type, {"instrument": instrument, "visit": visit, "detector": detector})
+            for o, visit, detector in outputs
+        ]
+        chain = paths.prompt_chain(instrument)
+        if self.butler.collections.register(run) or run not in self.butler.collections.get_info(chain).children:
+            self.butler.collections.prepend_chain(chain, run)
+        ingest(self.butler, run, files)
+        return len(files)
+
+    def skymap(self) -> SkyMap | None:
+        """The skymap of the templates; None while there are none."""
+        names = sorted(r.name for r in self.butler.query_dimension_records("skymap", explain=False))
+        return SkyMap.from_name(names[-1]) if names else None
+
+
+def _inode(root: Path) -> int | None:
+    database = root / "gen3.sqlite3"
+    return database.stat().st_ino if database.is_file() else None

@@ -42,6 +42,7 @@ class Basis:
     pairs: tuple[tuple[int, int], ...]  # (fx, fy) of each image
     images: F8  # (nb, k, k)
     mixing: F8  # (nb, nb): images = mixing @ raw products
+    match_sigma_px: float  # of the Gaussian that turns the one width into the other
 
 
 def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
@@ -53,7 +54,7 @@ def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
         The Gaussians start from sigmas of 0.7, 1.5, 3.0 px and degrees 4, 2,
         2, and widen with the difference of the widths.
     """
-    match = np.sqrt(max(science_fwhm_px**2 - template_fwhm_px**2, 0.0)) / 2.3548
+    match = max(np.sqrt(max(science_fwhm_px**2 - template_fwhm_px**2, 0.0)) / 2.3548, 0.1)
     sigmas = max(0.7, 0.5 * match), max(1.5, match), max(3.0, 2 * match)
     half = int(np.clip(np.ceil(3 * 2.3548 * max(match, 1.4)), 10, 17))
     t = np.arange(-half, half + 1)
@@ -74,7 +75,7 @@ def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
     scale = np.abs(images[1:]).sum((1, 2))
     mixing[1:] /= scale[:, None]
     images[1:] /= scale[:, None, None]
-    return Basis(f, tuple(pairs), images, mixing)
+    return Basis(f, tuple(pairs), images, mixing, float(match))
 
 
 def convolved(basis: Basis, patches: F4) -> F4:
@@ -170,9 +171,10 @@ def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> St
     bad = unusable(science.mask) | grow(unusable(template.mask), 3)
     most = int(np.clip(80 * science.image.size / 512**2, 80, 300))
     x, y = choose(science, template, bad, half + reach, most)
-    data, noise, masked = (
-        _stack(plane, x, y, half) for plane in (science.image, science.variance + template.variance, bad)
-    )
+    planes = (science.image, science.variance, template.variance, bad)
+    data, noise, template_noise, masked = (_stack(plane, x, y, half) for plane in planes)
+    # The kernel averages the template's noise over its own area.
+    noise = noise + template_noise * np.float32(min(1.0, 1 / (4 * np.pi * basis.match_sigma_px**2)))
     model = convolved(basis, np.nan_to_num(_stack(template.image, x, y, half + reach)))
     # Averaged over 5 x 5 pixels: photon noise in the weights would bias the fluxes.
     noise = _boxed(noise) + (_MODEL_ERROR * model[:, 0]) ** 2

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
 
+F4 = NDArray[np.float32]
 I8 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 #: Peak pixels below this S/N are not worth a stamp.
-_PEAK_SNR = 8.0
+_PEAK_SNR = 6.0
 #: Part of a stamp that may be masked.
 _MASKED = 0.25
 
@@ -37,7 +38,7 @@ def choose(science: Exposure, template: Exposure, bad: Bool, half: int, most: in
         Middle pixels; no two stamps share their inner halves.
     """
     ny, nx = science.shape
-    x, y, snr = _peaks(science.image, science.variance, bad, half, _PEAK_SNR)
+    x, y, snr = find_peaks(science.image, science.variance, bad, half, _PEAK_SNR)
     side = int(np.clip(min(ny, nx) // 64, 3, 16))
     part = (y * side // ny) * side + x * side // nx
     order = np.lexsort((x, y, -snr))
@@ -77,7 +78,8 @@ def _take(template: Exposure, bad: Bool, occupied: Bool, x: int, y: int, half: i
     return True
 
 
-def _peaks(image, variance, bad, margin, snr):  # type: ignore[no-untyped-def]
+def find_peaks(image: F4, variance: F4, bad: Bool, margin: int, snr: float) -> tuple[I8, I8, F4]:
+    """Local maxima (x, y, S/N of the pixel) of an image above a S/N, at least `margin` from its border."""
     room = max(1000, image.size // 50)
     x, y, s = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
     n = _find(image, variance, bad, margin, np.float32(snr), x, y, s)

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import scipy.fft
-from numba import njit
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
@@ -14,11 +13,11 @@ from apflow.errors import DataError, NoTemplate
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.kernel import Kernel
 from apflow.model.products import Difference
-from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+from apflow.model.psf import Psf
 from apflow.pixels.convolve import convolve, convolve_varying, grow, smooth
-from apflow.pixels.forced import sky_snr
 from apflow.pixels.matching import fit_kernel
 from apflow.pixels.planes import EDGE, NO_DATA, SAT, unusable
+from apflow.pixels.residuals import matching_error, matching_variance, noise_ratio, residual_background
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -27,8 +26,6 @@ Bool = NDArray[np.bool_]
 
 #: Side of the grid on which the decorrelation kernel is made, and of the kernel itself, pixels.
 _DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
-#: Blank-sky positions at which the noise of the difference is measured, at most.
-_BLANK_SKY = 20_000
 
 
 def subtract(
@@ -91,14 +88,16 @@ def subtract(
         phi = decorrelation(kernel.centre(), *_mean_variances(science, template))
         difference = convolve(difference, phi)
         psf = _convolved_psf(psf, phi)
-    difference -= _residual_background(difference, mask, background_order)
+    difference -= residual_background(difference, mask, background_order)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
-    scale = _noise_ratio(exposure)
+    scale = noise_ratio(exposure)
     summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": scale}
-    exposure = dataclasses.replace(exposure, variance=variance * np.float32(scale**2), summary=summary)
-    matched = Exposure(
-        matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info
-    )
+    variance *= np.float32(scale**2)
+    error = matching_error(dataclasses.replace(exposure, variance=variance), matched_image)
+    summary["matching_error"] = error
+    variance += matching_variance(matched_image, psf, error)
+    exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
+    matched = Exposure(matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info)
     return Difference(exposure, matched, kernel)
 
 
@@ -196,69 +195,3 @@ def _variances(science: Exposure, template: Exposure, kernel: Kernel, decorrelat
     factor = centre.sum() ** 2 if decorrelate else (centre**2).sum()
     power = (fftconvolve(psf, centre[::-1, ::-1]) ** 2).sum() / (psf**2).sum()
     return science.variance + np.float32(factor) * spread, np.float32(power) * spread
-
-
-def _residual_background(difference: F4, mask: I4, order: int) -> F4:
-    """Polynomial through the medians of blank blocks, order 0 with few of them."""
-    ny, nx = difference.shape
-    side = max(32, min(ny, nx) // 16)
-    x, y, level = block_medians(difference, unusable(mask), side, max(1, side // 64))
-    if not len(level):
-        return np.zeros_like(difference)
-    order = order if len(level) > 3 * len(polynomial_exponents(order)) else 0
-    design = polynomial_terms(x, y, (ny, nx), order)
-    keep = np.ones(len(level), np.bool_)
-    for _ in range(3):
-        coefficients = np.linalg.lstsq(design[keep], level[keep], rcond=None)[0]
-        residual = np.abs(level - design @ coefficients)
-        keep = residual <= 4 * 1.4826 * np.median(residual[keep]) + 1e-12
-    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
-    out = np.zeros_like(difference)
-    for c, (p, q) in zip(coefficients, polynomial_exponents(order), strict=True):
-        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
-    return out
-
-
-def block_medians(image: F4, bad: Bool, side: int, step: int) -> tuple[F8, F8, F8]:
-    """Middles (x, y) and medians of blocks of which half the pixels are good, every `step` pixels read."""
-    x, y, level = _block_medians(image, bad, side, step)
-    return x, y, level
-
-
-@njit(cache=True, nogil=True)
-def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
-    ny, nx = image.shape
-    rows, columns = max(1, ny // side), max(1, nx // side)
-    x, y, level = np.empty(rows * columns), np.empty(rows * columns), np.empty(rows * columns)
-    buffer = np.empty((2 * side + 1) ** 2, np.float32)
-    found = 0
-    for r in range(rows):
-        y0, y1 = r * ny // rows, (r + 1) * ny // rows
-        for c in range(columns):
-            x0, x1 = c * nx // columns, (c + 1) * nx // columns
-            n = seen = 0
-            for j in range(y0, y1, step):
-                for i in range(x0, x1, step):
-                    seen += 1
-                    if not bad[j, i]:
-                        buffer[n] = image[j, i]
-                        n += 1
-            if 2 * n > seen:
-                x[found], y[found] = (x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2
-                level[found] = np.median(buffer[:n])
-                found += 1
-    return x[:found], y[:found], level[:found]
-
-
-def _noise_ratio(exposure: Exposure) -> float:
-    """Robust scatter of the S/N of PSF fluxes over the whole image: 1 when the variance is right."""
-    ny, nx = exposure.shape
-    assert exposure.psf is not None
-    step = max(2, round(exposure.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
-    y, x = np.mgrid[step:ny:step, step:nx:step]
-    blank = ~(unusable(exposure.mask[y, x]) | ((exposure.mask[y, x] & EDGE) != 0))
-    snr = sky_snr(exposure, x[blank], y[blank])
-    snr = snr[np.isfinite(snr)]
-    if len(snr) < 50:
-        return 1.0
-    return float(1.4826 * np.median(np.abs(snr - np.median(snr))))

@@ -1,0 +1,139 @@
+"""What a subtraction leaves: background, noise, and errors at bright sources."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from apflow.model.exposure import Exposure
+from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+from apflow.pixels.forced import psf_flux, psf_radius, sky_snr
+from apflow.pixels.planes import EDGE, unusable
+from apflow.pixels.stamps import find_peaks
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+
+#: Blank-sky positions at which the noise of the difference is measured, at most.
+_BLANK_SKY = 20_000
+#: Peak S/N of the sources that show the matching's errors, their greatest number and the least for a verdict.
+_BRIGHT, _MOST, _LEAST = 20.0, 200, 6
+#: Matching error when too few bright sources tell, and the largest accepted.
+_USUAL_ERROR, _LARGEST_ERROR = 0.01, 0.1
+#: Square of the largest |S/N| that noise alone puts within 2 px of a position.
+_NOISE_PEAK = 2.5
+
+
+def residual_background(difference: F4, mask: I4, order: int) -> F4:
+    """Polynomial through the medians of blank blocks, order 0 with few of them."""
+    ny, nx = difference.shape
+    side = max(32, min(ny, nx) // 16)
+    x, y, level = block_medians(difference, unusable(mask), side, max(1, side // 64))
+    if not len(level):
+        return np.zeros_like(difference)
+    order = order if len(level) > 3 * len(polynomial_exponents(order)) else 0
+    design = polynomial_terms(x, y, (ny, nx), order)
+    keep = np.ones(len(level), np.bool_)
+    for _ in range(3):
+        coefficients = np.linalg.lstsq(design[keep], level[keep], rcond=None)[0]
+        residual = np.abs(level - design @ coefficients)
+        keep = residual <= 4 * 1.4826 * np.median(residual[keep]) + 1e-12
+    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
+    out = np.zeros_like(difference)
+    for c, (p, q) in zip(coefficients, polynomial_exponents(order), strict=True):
+        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
+    return out
+
+
+def block_medians(image: F4, bad: Bool, side: int, step: int) -> tuple[F8, F8, F8]:
+    """Middles (x, y) and medians of blocks of which half the pixels are good, every `step` pixels read."""
+    x, y, level = _block_medians(image, bad, side, step)
+    return x, y, level
+
+
+@njit(cache=True, nogil=True)
+def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
+    ny, nx = image.shape
+    rows, columns = max(1, ny // side), max(1, nx // side)
+    x, y, level = np.empty(rows * columns), np.empty(rows * columns), np.empty(rows * columns)
+    buffer = np.empty((2 * side + 1) ** 2, np.float32)
+    found = 0
+    for r in range(rows):
+        y0, y1 = r * ny // rows, (r + 1) * ny // rows
+        for c in range(columns):
+            x0, x1 = c * nx // columns, (c + 1) * nx // columns
+            n = seen = 0
+            for j in range(y0, y1, step):
+                for i in range(x0, x1, step):
+                    seen += 1
+                    if not bad[j, i]:
+                        buffer[n] = image[j, i]
+                        n += 1
+            if 2 * n > seen:
+                x[found], y[found] = (x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2
+                level[found] = np.median(buffer[:n])
+                found += 1
+    return x[:found], y[:found], level[:found]
+
+
+def noise_ratio(exposure: Exposure) -> float:
+    """Robust scatter of the S/N of PSF fluxes over the whole image: 1 when the variance is right."""
+    ny, nx = exposure.shape
+    assert exposure.psf is not None
+    step = max(2, round(exposure.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
+    y, x = np.mgrid[step:ny:step, step:nx:step]
+    blank = ~(unusable(exposure.mask[y, x]) | ((exposure.mask[y, x] & EDGE) != 0))
+    snr = sky_snr(exposure, x[blank], y[blank])
+    snr = snr[np.isfinite(snr)]
+    if len(snr) < 50:
+        return 1.0
+    return float(1.4826 * np.median(np.abs(snr - np.median(snr))))
+
+
+def matching_error(difference: Exposure, matched_image: F4) -> float:
+    """Error of the subtracted sources' PSF fluxes, as a fraction of the flux.
+
+    Registration and PSF errors leave residuals in proportion to the flux. The
+    third quartile over the bright sources of the image, of the residuals
+    within 2 px beyond what noise explains.
+    """
+    assert difference.psf is not None
+    unfit = unusable(difference.mask) | ((difference.mask & EDGE) != 0)
+    reach = psf_radius(difference.psf) + 3
+    x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, _BRIGHT)
+    brightest = np.argsort(-snr, kind="stable")[:_MOST]
+    if len(brightest) < _LEAST:
+        return _USUAL_ERROR
+    centre, r = difference.psf.centre(), psf_radius(difference.psf)
+    half = len(centre) // 2
+    psf = centre[half - r : half + r + 1, half - r : half + r + 1].astype(np.float32)
+    squared = _relative_residuals(
+        difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest]
+    )
+    return float(min(np.sqrt(np.quantile(squared, 0.75)), _LARGEST_ERROR))
+
+
+@njit(cache=True, nogil=True)
+def _relative_residuals(image, variance, mask, matched, psf, xs, ys):  # type: ignore[no-untyped-def]
+    """Largest squared residual flux about each source beyond noise, over its squared flux."""
+    out = np.zeros(xs.size)
+    for s in range(xs.size):
+        whole, noise, _, _ = psf_flux(matched, variance, mask, psf, xs[s], ys[s])
+        largest = 0.0
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                flux, _, _, _ = psf_flux(image, variance, mask, psf, xs[s] + dx, ys[s] + dy)
+                largest = max(largest, flux * flux)
+        if whole > 0:
+            out[s] = max(largest - _NOISE_PEAK * noise, 0.0) / (whole * whole)
+    return out
+
+
+def matching_variance(matched_image: F4, psf: Psf, error: float) -> F4:
+    """Variance (ny, nx) a pixel that gives a subtracted star a PSF flux error of `error` times its flux."""
+    p = psf.centre()
+    factor = np.float32(error * (p**2).sum() / np.sqrt((p**4).sum()))
+    return np.asarray((factor * np.maximum(matched_image, 0)) ** 2)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, uniform_filter
 from scipy.optimize import least_squares
 
 from apflow.errors import DataError
@@ -23,6 +26,10 @@ _STARS_PER_TERM = 8
 _PROFILE_ERROR = 0.01
 #: A pixel of a star's stamp further off than this is a neighbour's, a star with worse residuals no star.
 _CLIP_SIGMA, _CLIP_STARS_SIGMA = 4.0, 4.0
+#: Beyond so many FWHM the PSF is its wing's model.
+_WING_FWHM = 2.0
+#: What exceeds the PSF by so much in 3 x 3 pixels is a neighbour.
+_NEIGHBOUR_SIGMA = 3.0
 #: Radius of the point-source fit in FWHM: flux and position are in the core, neighbours outside.
 _FIT_FWHM = 1.75
 
@@ -78,8 +85,11 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         flux = np.where(good, rows[:, 2], flux)
         profiles = _stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
         noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
-        terms = _average(profiles, noise, polynomial_terms(x[good], y[good], exposure.shape, order))
-        psf = Psf(_levelled(terms, fwhm), exposure.shape)
+        clean = ~_neighbours(profiles, psf.terms[0], noise)
+        wing, level = _wing(profiles, clean, noise, fwhm)
+        design = polynomial_terms(x[good], y[good], exposure.shape, order)
+        terms = _average(profiles - level[:, None, None], clean, noise, design)
+        psf = Psf(_normalised(terms, wing, fwhm), exposure.shape)
     return psf
 
 
@@ -117,14 +127,23 @@ def _trusted(rows: F8, x: F8, y: F8) -> NDArray[np.bool_]:
     return np.asarray(good)
 
 
-def _average(profiles: F8, noise: F8, design: F8) -> F8:
+def _neighbours(profiles: F8, psf: F8, noise: F8) -> NDArray[np.bool_]:
+    """Pixels (n, k, k) under and about what exceeds the PSF in 3 x 3 means: other sources."""
+    excess = uniform_filter(profiles - psf, (0, 3, 3), mode="nearest")
+    return np.asarray(
+        maximum_filter(excess > _NEIGHBOUR_SIGMA / 3 * noise[:, None, None] + 0.1 * psf, (1, 9, 9), mode="constant")
+    )
+
+
+def _average(profiles: F8, clean: NDArray[np.bool_], noise: F8, design: F8) -> F8:
     """Coefficient images (nterms, k, k) by weighted least squares with clipping of pixels.
 
-    `profiles` (n, k, k) of unit flux, `noise` (n,) of their pixels, `design` (n, nterms).
+    `profiles` (n, k, k) of unit flux, `clean` where they are the star's own,
+    `noise` (n,) of their pixels, `design` (n, nterms).
     """
     n, k, _ = profiles.shape
     data = profiles.reshape(n, k * k)
-    weight = np.broadcast_to((1.0 / (noise**2 + (_PROFILE_ERROR * data.max()) ** 2))[:, None], data.shape)
+    weight = np.where(clean.reshape(n, k * k), 1.0, 1e-6) / (noise**2 + (_PROFILE_ERROR * data.max()) ** 2)[:, None]
     products = (design[:, :, None] * design[:, None, :]).reshape(n, -1)
     m = design.shape[1]
     terms = np.zeros((m, k * k))
@@ -139,35 +158,59 @@ def _average(profiles: F8, noise: F8, design: F8) -> F8:
     return np.asarray(terms.reshape(m, k, k))
 
 
-def _levelled(terms: F8, fwhm: float) -> F8:
-    """Take the residual sky off the PSF and normalise it.
-
-    The mean PSF beyond 1.2 FWHM is a Moffat's wing on a level; what varies over
-    the image has no level of its own. The stamp's sum is then 1.
-    """
+def _normalised(terms: F8, wing: F8, fwhm: float) -> F8:
+    """The PSF with its wing in place of noise beyond 2 FWHM, of sum 1 everywhere on the image."""
     k = terms.shape[1]
     axis = np.arange(k) - k // 2
-    radius = np.hypot(axis[:, None], axis)
-    wing = (radius > 1.2 * fwhm) & (radius <= k / 2)
-    r2, values = radius[wing] ** 2, terms[0][wing]
-    scale = float(terms[0].max())
+    far = np.hypot(axis[:, None], axis) > _WING_FWHM * fwhm
+    out = np.where(far, 0.0, terms)
+    out[0] = np.where(far, wing, out[0])
+    out[0] /= out[0].sum()
+    out[1:] -= out[1:].sum((1, 2))[:, None, None] * out[0]
+    return np.asarray(out)
 
-    def split(parameters: F8) -> tuple[F8, F8, F8]:
+
+def _wing(profiles: F8, clean: NDArray[np.bool_], noise: F8, fwhm: float) -> tuple[F8, F8]:
+    """Wing (k, k) of the mean PSF beyond 1.2 FWHM, and the level (n,) under each star's profile.
+
+    The error of a sky that a star's own light draws up drowns a wing pixel by
+    pixel; means over rings bring it out. Their average over stars, the
+    brightest first of all, is a Moffat's wing on a level.
+    """
+    k = profiles.shape[1]
+    axis = np.arange(k) - k // 2
+    radius = np.hypot(axis[:, None], axis)
+    rings = [(radius > low) & (radius <= low + 1) for low in np.arange(1.2 * fwhm, k / 2 - 0.5)]
+    n_px = np.stack([clean[:, ring].sum(1) for ring in rings], -1)
+    sums = np.stack([np.where(clean[:, ring], profiles[:, ring], 0.0).sum(1) for ring in rings], -1)
+    weight = 1.0 / noise[:, None] ** 2
+    total = np.maximum((weight * n_px).sum(0), 1e-300)
+    values, error = (weight * sums).sum(0) / total, 1.0 / np.sqrt(total)
+    wing = _fit_wing(np.array([(radius[ring] ** 2).mean() for ring in rings]), values, error, fwhm)
+    expected = n_px * np.array([wing(radius[ring] ** 2).mean() for ring in rings])
+    level = (sums - expected).sum(1) / np.maximum(n_px.sum(1), 1)
+    return wing(radius**2), level
+
+
+def _fit_wing(r2: F8, values: F8, error: F8, fwhm: float) -> Callable[[F8], F8]:
+    """Moffat that fits a profile at radii of square r2 up to a constant level."""
+
+    def moffat(parameters: F8, at: F8) -> F8:
         alpha, beta = np.exp(parameters)
-        shape = (1.0 + r2 / alpha**2) ** -beta
-        design = np.stack([shape / shape.max(), np.ones_like(shape)], -1)
-        return design, np.linalg.lstsq(design, values, rcond=None)[0], values
+        return np.asarray((1.0 + at / alpha**2) ** -beta / (1.0 + r2[0] / alpha**2) ** -beta)
+
+    def solve(parameters: F8) -> tuple[F8, F8]:
+        design = np.stack([moffat(parameters, r2), np.ones_like(r2)], -1) / error[:, None]
+        return design, np.linalg.lstsq(design, values / error, rcond=None)[0]
 
     def residual(parameters: F8) -> F8:
-        design, solution, data = split(parameters)
-        return np.asarray((design @ solution - data) / scale)
+        design, solution = solve(parameters)
+        return np.asarray(design @ solution - values / error)
 
-    start = np.log([fwhm, 3.0])
-    best = least_squares(residual, start, bounds=(np.log([0.3 * fwhm, 1.8]), np.log([3.0 * fwhm, 8.0])), max_nfev=20)
-    level = split(best.x)[1][1]
-    out = terms - terms.mean((1, 2))[:, None, None]
-    out[0] = terms[0] - level
-    return np.asarray(out / out[0].sum())
+    bounds = np.log([[0.3 * fwhm, 1.8], [3.0 * fwhm, 8.0]])
+    best = least_squares(residual, np.log([fwhm, 3.5]), bounds=tuple(bounds), max_nfev=20).x
+    height = solve(best)[1][0]
+    return lambda at: height * moffat(best, at)
 
 
 @njit(cache=True, nogil=True)

@@ -70,7 +70,7 @@ def cosmic_rays(rng: np.random.Generator, shape: tuple[int, int], n: int) -> F8:
         x, y, angle = rng.uniform(0, shape[1]), rng.uniform(0, shape[0]), rng.uniform(0, 2 * np.pi)
         length, charge = rng.exponential(12.0) + 1.0, 10 ** rng.uniform(2.5, 4.0)
         for step in np.arange(0, length, 0.1):
-            i, j = int(round(x + step * np.cos(angle))), int(round(y + step * np.sin(angle)))
+            i, j = round(x + step * np.cos(angle)), round(y + step * np.sin(angle))
             if 0 <= i < shape[1] and 0 <= j < shape[0]:
                 image[j, i] += charge * 0.1
     return np.asarray(gaussian_filter(image, 0.35))
@@ -103,7 +103,7 @@ def make_night(
     mag = 17.0 + 5.5 * rng.beta(2.0, 1.2, n_stars)
     flux = 10 ** (-0.4 * (mag - ZERO_POINT)) * TIME_S
     for a, b, f in zip(x, y, flux, strict=True):
-        i, j = int(round(a)), int(round(b))
+        i, j = round(a), round(b)
         half = 40 if f < 3e5 else 90
         add(image, f * moffat(fwhm * (1 + slope * (a / nx - 0.5)), half, a - i, b - j, beta), i, j)
     for _ in range(n_galaxies):

@@ -9,6 +9,7 @@ may be null is Int16/Int32/Int64, a flag that may be null is ``boolean``.
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -153,7 +154,7 @@ def _notes(name: str, what: str) -> Notes:
     return Notes(name, what, {c.name: getattr(c, what) for c in table(name).columns})
 
 
-def attrs(name: str) -> dict[str, Any]:
+def attrs(name: str) -> dict[Hashable | None, Any]:
     """What `pandas.DataFrame.attrs` of a table hold: ``table``, ``unit`` and ``description`` by column."""
     return {"table": name, "unit": _notes(name, "unit"), "description": _notes(name, "description")}
 

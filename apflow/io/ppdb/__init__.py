@@ -1,1 +1,40 @@
-"""The Prompt Products Database."""
+"""The PPDB: DiaSources, DiaObjects, DiaForcedSources, the ledger of detector-visits and the alerts' outbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apflow.errors import BadRequest
+from apflow.io.ppdb.interface import Ppdb, StoreReport
+
+__all__ = ["Ppdb", "StoreReport", "open_ppdb"]
+
+
+def open_ppdb(url: str, create: bool = False) -> Ppdb:
+    """Open a PPDB.
+
+    The first process that opens a DuckDB file owns it and answers the others
+    on its machine until it closes its last handle or ends. Opening again in
+    one process is cheap.
+
+    Parameters
+    ----------
+    url : `str`
+        ``duckdb:///absolute/path``.
+    create : `bool`
+        Make the database where there is none.
+
+    Raises
+    ------
+    BadRequest
+        The scheme is not known, the path is not absolute, the database does
+        not exist, or it is not a PPDB of this schema version.
+    ServiceError
+        The file is locked by another program, or its owner cannot be reached.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator or scheme != "duckdb" or not path.startswith("/"):
+        raise BadRequest(f"PPDB {url!r} is not accepted; accepted: duckdb:///absolute/path")
+    from apflow.io.ppdb.embedded import EmbeddedPpdb
+
+    return EmbeddedPpdb(Path(path).resolve(), create)

@@ -1,0 +1,110 @@
+"""A batch of detectors, made ready by the caller so that the owner of the database only inserts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from apflow.errors import DataError
+from apflow.io.ppdb.tables import SKY_TABLES, to_arrow
+from apflow.io.ppdb.turns import Key
+from apflow.model import schema
+from apflow.model.products import DetectorResult, OutboxRow
+
+_FRAMES = {"DiaSource": "sources", "DiaObject": "objects", "DiaForcedSource": "forced"}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one table; those of the i-th detector are ``offsets[i]:offsets[i + 1]``."""
+
+    table: pa.Table
+    offsets: tuple[int, ...]
+
+    def of(self, which: Sequence[int]) -> pa.Table:
+        """Rows of some detectors."""
+        if len(which) == len(self.offsets) - 1:
+            return self.table
+        parts = [self.table.slice(self.offsets[i], self.offsets[i + 1] - self.offsets[i]) for i in which]
+        return pa.concat_tables(parts) if parts else self.table.slice(0, 0)
+
+    def numpy(self, column: str, i: int) -> np.ndarray:
+        """A column of one detector's rows."""
+        part = self.table.column(column).slice(self.offsets[i], self.offsets[i + 1] - self.offsets[i])
+        return np.asarray(part.to_numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What `Ppdb.storeBatch` sends to the database."""
+
+    keys: tuple[Key, ...]
+    guards: tuple[Mapping[int, float], ...]
+    arrived_unix: tuple[float, ...]
+    rows: Mapping[str, Rows]
+    outbox: tuple[OutboxRow, ...]
+    radius_arcsec: float
+
+
+def prepare(
+    results: Sequence[DetectorResult], outbox: Sequence[OutboxRow], processed_mjd_tai: float, radius_arcsec: float
+) -> Batch:
+    """Check and convert the tables of a batch.
+
+    Raises
+    ------
+    DataError
+        A table does not conform; the message begins with visit and detector.
+    """
+    for result in results:
+        _check_owner(result)
+    rows = {}
+    for name in SKY_TABLES:
+        frames = [getattr(r, _FRAMES[name]) for r in results]
+        merged = _merge(frames, name, results)
+        if name != "DiaObject":
+            merged["timeProcessedMjdTai"] = processed_mjd_tai
+        rows[name] = Rows(to_arrow(merged, name), (0, *(int(n) for n in np.cumsum([len(f) for f in frames]))))
+    return Batch(
+        tuple((r.visit.instrument, r.visit.visit, r.detector) for r in results),
+        tuple(dict(r.guard) for r in results),
+        tuple(r.arrived_unix for r in results),
+        rows,
+        tuple(outbox),
+        radius_arcsec,
+    )
+
+
+def _check_owner(result: DetectorResult) -> None:
+    for frame in (result.sources, result.forced):
+        for column, value in (("visit", result.visit.visit), ("detector", result.detector)):
+            if column in frame.columns and (frame[column] != value).any():
+                raise DataError(
+                    f"visit {result.visit.visit} detector {result.detector}: a row has {column} "
+                    f"{frame[column][frame[column] != value].iloc[0]}; accepted: {value}"
+                )
+
+
+def _merge(frames: Sequence[pd.DataFrame], name: str, results: Sequence[DetectorResult]) -> pd.DataFrame:
+    dtypes = schema.table(name).dtypes
+    # Frames of unlike types must not meet in concat, which would turn ids into floats.
+    ready = [f if tuple(f.dtypes) == dtypes else _conform_one(f, name, r) for f, r in zip(frames, results, strict=True)]
+    filled = [f for f in ready if len(f)]
+    merged = pd.concat(filled, ignore_index=True) if filled else schema.empty(name)
+    try:
+        return schema.conform(merged, name)
+    except DataError:
+        for frame, result in zip(ready, results, strict=True):
+            _conform_one(frame, name, result)
+        raise
+
+
+def _conform_one(frame: pd.DataFrame, name: str, result: DetectorResult) -> pd.DataFrame:
+    try:
+        return schema.conform(frame, name)
+    except DataError as error:
+        raise DataError(f"visit {result.visit.visit} detector {result.detector}: {error}") from error

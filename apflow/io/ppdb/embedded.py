@@ -1,0 +1,242 @@
+"""The embedded PPDB: the owner of a DuckDB file uses it directly, other processes ask the owner."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from apflow.errors import BadRequest, ServiceError
+from apflow.io.ppdb import ownership
+from apflow.io.ppdb.batch import prepare
+from apflow.io.ppdb.engine import Engine
+from apflow.io.ppdb.interface import Ppdb, StoreReport
+from apflow.io.ppdb.ownership import Server
+from apflow.io.ppdb.tables import APDB_TABLES, to_frame
+from apflow.model.ledger import Outcome
+from apflow.model.products import DetectorResult, OutboxRow
+from apflow.model.region import Region
+from apflow.model.visit import Visit
+
+#: How long a lost owner is looked for.
+_PATIENCE_S = 8.0
+#: How long an answer may take, beyond what the request itself waits.
+_ANSWER_S = 120.0
+
+
+class _Owned:
+    """The databases that this process owns, and how many handles use each."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.servers: dict[Path, tuple[Server, int]] = {}
+
+    def acquire(self, path: Path, create: bool) -> Server | None:
+        """The server of a database: known, or new where nobody owns it; else None."""
+        with self.lock:
+            if path in self.servers:
+                server, users = self.servers[path]
+                self.servers[path] = server, users + 1
+                return server
+            if not create and not path.exists():
+                raise BadRequest(f"PPDB {path} does not exist; accepted: one that was created before")
+            if not path.parent.is_dir():
+                raise BadRequest(f"PPDB {path}: folder {path.parent} does not exist")
+            fd = ownership.take(path)
+            if fd is None:
+                return None
+            try:
+                server = Server(path, fd, Engine(path, create))
+            except BaseException:
+                os.close(fd)
+                raise
+            self.servers[path] = server, 1
+            return server
+
+    def release(self, path: Path) -> None:
+        """One handle less; the last one closes the database."""
+        with self.lock:
+            server, users = self.servers.pop(path)
+            if users > 1:
+                self.servers[path] = server, users - 1
+            else:
+                server.close()
+
+    def close(self) -> None:
+        """At the end of the process."""
+        while self.servers:
+            self.servers.popitem()[1][0].close()
+
+    def forget(self) -> None:
+        """In a forked child, which owns nothing."""
+        for server, _ in self.servers.values():
+            server.forget()
+        self.__init__()  # type: ignore[misc]
+
+
+_owned = _Owned()
+atexit.register(_owned.close)
+os.register_at_fork(after_in_child=_owned.forget)
+
+
+class EmbeddedPpdb(Ppdb):
+    """A DuckDB file; see `apflow.io.ppdb.open_ppdb`.
+
+    Pickles as its URL. A thread of a client has its own connection, so that
+    waiting for a turn holds up nobody. When the owner is gone, whoever asks
+    next takes the file over.
+    """
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        self._path = path
+        self._server: Server | None = None
+        self._thread = threading.local()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._backend(time.monotonic() + _PATIENCE_S, create)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddedPpdb, (self._path,)
+
+    def _backend(self, until: float, create: bool = False) -> Engine | Connection:
+        if self._closed:
+            raise BadRequest(f"PPDB {self._path} is used after close()")
+        pause = 0.02
+        while True:
+            pid, kept = self._kept()
+            if kept is not None and pid == os.getpid():
+                return kept
+            with self._lock:
+                if self._server is None or self._server.pid != os.getpid():
+                    self._server = _owned.acquire(self._path, create)
+                if self._server is not None:
+                    return self._server.engine
+            try:
+                connection = ownership.reach(self._path)
+                self._thread.connection = os.getpid(), connection
+                return connection
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise ServiceError(f"PPDB {self._path}: its owner cannot be reached: {error}") from error
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+
+    def _ask(self, request: str, *arguments: Any, waits_s: float = 0.0) -> Any:
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            backend = self._backend(until)
+            if isinstance(backend, Engine):
+                return getattr(backend, request)(*arguments)
+            try:
+                backend.send((request, arguments))
+                if not backend.poll(_ANSWER_S + waits_s):
+                    raise ServiceError(f"PPDB {self._path}: no answer to {request} within {_ANSWER_S + waits_s:g} s")
+                succeeded, value = backend.recv()
+            except (OSError, EOFError) as error:
+                self._drop()
+                if time.monotonic() > until:
+                    raise ServiceError(f"PPDB {self._path}: its owner is gone: {error}") from error
+                continue
+            except BaseException:
+                self._drop()  # an answer that comes later would be taken for that of the next request
+                raise
+            if succeeded:
+                return value
+            raise value
+
+    def _kept(self) -> tuple[int, Connection | None]:
+        """This thread's connection and the process that made it: a forked child must not use its parent's."""
+        kept: tuple[int, Connection | None] = getattr(self._thread, "connection", (0, None))
+        return kept
+
+    def _drop(self) -> None:
+        _, connection = self._kept()
+        if connection is not None:
+            connection.close()
+            del self._thread.connection
+
+    def openVisit(self, visit: Visit, regions: Mapping[int, Region], deadline_unix: float) -> None:
+        """See `Ppdb`."""
+        self._ask("open_visit", visit.instrument, visit.visit, dict(regions), deadline_unix)
+
+    def awaitTurn(self, visit_id: int, detector: int, timeout_s: float, instrument: str | None = None) -> bool:
+        """See `Ppdb`."""
+        return bool(self._ask("await_turn", visit_id, detector, timeout_s, instrument, waits_s=timeout_s))
+
+    def getDiaObjects(self, region: Region, margin_arcsec: float = 0.0) -> pd.DataFrame:
+        """See `Ppdb`."""
+        wide = region.grown(margin_arcsec) if margin_arcsec else region
+        return to_frame(self._ask("objects", wide), "DiaObject")
+
+    def getDiaSources(
+        self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
+    ) -> pd.DataFrame:
+        """See `Ppdb`."""
+        return self._history("DiaSource", region, object_ids, visit_time_mjd - days)
+
+    def getDiaForcedSources(
+        self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
+    ) -> pd.DataFrame:
+        """See `Ppdb`."""
+        return self._history("DiaForcedSource", region, object_ids, visit_time_mjd - days)
+
+    def _history(self, name: str, region: Region, ids: Sequence[int] | None, since_mjd: float) -> pd.DataFrame:
+        wanted = None if ids is None else [int(i) for i in ids]
+        return to_frame(self._ask("history", name, region, wanted, since_mjd), name)
+
+    def containsVisitDetector(self, visit: int, detector: int, instrument: str | None = None) -> bool:
+        """See `Ppdb`."""
+        return bool(self._ask("contains", visit, detector, instrument))
+
+    def storeBatch(
+        self,
+        results: Sequence[DetectorResult],
+        outbox: Sequence[OutboxRow],
+        processed_mjd_tai: float,
+        *,
+        radius_arcsec: float = 1.0,
+    ) -> StoreReport:
+        """See `Ppdb`."""
+        if not results:
+            return StoreReport()
+        report: StoreReport = self._ask("store", prepare(results, outbox, processed_mjd_tai, radius_arcsec))
+        return report
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Ppdb`."""
+        if outcomes:
+            self._ask("settle", list(outcomes))
+
+    def pendingAlerts(self, limit: int | None = None) -> list[OutboxRow]:
+        """See `Ppdb`."""
+        rows: list[OutboxRow] = self._ask("pending", limit)
+        return rows
+
+    def markPublished(self, alert_ids: Sequence[int], when_unix: float) -> None:
+        """See `Ppdb`."""
+        self._ask("mark_published", [int(i) for i in alert_ids], when_unix)
+
+    def ledger(self) -> pd.DataFrame:
+        """See `Ppdb`."""
+        rows = self.table("ledger")
+        return rows.assign(cause=rows["cause"].fillna(""), step=rows["step"].fillna(""))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """See `Ppdb`."""
+        rows = self._ask("table", name)
+        return to_frame(rows, name) if name in APDB_TABLES else rows.to_pandas()
+
+    def close(self) -> None:
+        """See `Ppdb`."""
+        self._drop()
+        with self._lock:
+            if not self._closed and self._server is not None and self._server.pid == os.getpid():
+                _owned.release(self._path)
+            self._server, self._closed = None, True

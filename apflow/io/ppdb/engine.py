@@ -1,0 +1,235 @@
+"""The DuckDB database itself, in the one process that owns the file."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from apflow.errors import BadRequest, DataError, ServiceError
+from apflow.io.ppdb import storing
+from apflow.io.ppdb.batch import Batch
+from apflow.io.ppdb.interface import StoreReport
+from apflow.io.ppdb.sky_index import box_sql
+from apflow.io.ppdb.storing import execute, keys_table, query
+from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list
+from apflow.io.ppdb.turns import Key, Turns
+from apflow.model import schema
+from apflow.model.ledger import Outcome
+from apflow.model.products import OutboxRow
+from apflow.model.region import Region
+
+_OUTBOX = 'alert_id, object_id, visit, detector, "file", "offset", "length", "checksum"'
+
+
+class Engine:
+    """Requests on a DuckDB file, one at a time; only `await_turn` waits, and that outside the queue.
+
+    Raises
+    ------
+    BadRequest
+        The file holds no PPDB (and `create` is false), or one of another
+        schema version.
+    ServiceError
+        The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, create: bool) -> None:
+        self._lock = threading.RLock()
+        self._turns = Turns()
+        try:
+            # One thread: the owner shares its cores with workers, and batches are small.
+            self.connection = duckdb.connect(str(path), config={"threads": 1})
+        except duckdb.Error as error:
+            raise ServiceError(f"PPDB {path} cannot be opened: {error}") from error
+        try:
+            self._check_schema(path, create)
+            self._load_turns()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _check_schema(self, path: Path, create: bool) -> None:
+        tables = {r[0] for r in self.connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if not tables and create:
+            with self._transaction() as con:
+                for statement in create_statements():
+                    con.execute(statement)
+            return
+        if not {*APDB_TABLES, *OWN_TABLES} <= tables:
+            raise BadRequest(f"{path} holds no PPDB; accepted: a file that apflow created, or none to create one")
+        found = dict(self.connection.execute("SELECT name, value FROM metadata").fetchall())
+        for key, accepted in (("version:schema", schema.version()), ("version:layout", LAYOUT)):
+            if found.get(key) != accepted:
+                raise BadRequest(f"PPDB {path} has {key} {found.get(key)}; accepted: {accepted}")
+
+    def _load_turns(self) -> None:
+        rows = self.connection.execute(
+            "SELECT instrument, visit, detector, region, deadline_unix FROM ledger "
+            "WHERE state = 'expected' AND region IS NOT NULL"
+        ).fetchall()
+        for instrument, visit, detector, region, deadline_unix in rows:
+            self._turns.announce([((instrument, visit, detector), _from_text(region))], deadline_unix)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with self._lock, _errors():
+            self.connection.begin()
+            try:
+                yield self.connection
+                self.connection.commit()
+            except BaseException:
+                # After a failed commit or a full disk nothing is open any more.
+                with contextlib.suppress(duckdb.Error):
+                    self.connection.rollback()
+                raise
+
+    def _read(self, sql: str, **tables: pa.Table) -> pa.Table:
+        with self._lock, _errors():
+            return query(self.connection, sql, **tables)
+
+    def open_visit(self, instrument: str, visit: int, regions: dict[int, Region], deadline_unix: float) -> None:
+        """See `Ppdb.openVisit`."""
+        keys = [(instrument, visit, d) for d in regions]
+        rows = keys_table(keys).append_column("region", pa.array([_to_text(r) for r in regions.values()], pa.string()))
+        with self._transaction() as con:
+            execute(
+                con,
+                "INSERT INTO ledger (instrument, visit, detector, region, deadline_unix, state) "
+                f"SELECT *, {float(deadline_unix)!r}, 'expected' FROM new_visit "
+                "ON CONFLICT DO UPDATE SET region = excluded.region, deadline_unix = excluded.deadline_unix, "
+                "state = 'expected', cause = NULL, step = NULL WHERE ledger.stored_unix IS NULL AND "
+                "(ledger.state = 'expected' OR epoch(now()) > coalesce(ledger.deadline_unix, 0))",
+                new_visit=rows,
+            )
+            expected = query(
+                con,
+                "SELECT instrument, visit, detector FROM ledger JOIN new_visit USING (instrument, visit, detector) "
+                "WHERE state = 'expected'",
+                new_visit=keys_table(keys),
+            )
+        open_keys = {(r["instrument"], r["visit"], r["detector"]) for r in expected.to_pylist()}
+        self._turns.announce([(k, regions[k[2]]) for k in keys if k in open_keys], deadline_unix)
+
+    def await_turn(self, visit: int, detector: int, timeout_s: float, instrument: str | None) -> bool:
+        """See `Ppdb.awaitTurn`."""
+        found = self._announced(visit, detector, instrument)
+        if len(found) != 1 or found[0][1] is None:
+            names = ", ".join(k[0] for k, _ in found)
+            why = f"announced by {names}: name the instrument" if len(found) > 1 else "not announced; openVisit first"
+            raise BadRequest(f"visit {visit} detector {detector} is {why}")
+        return self._turns.wait(found[0][0], _from_text(found[0][1]), timeout_s)
+
+    def _announced(self, visit: int, detector: int, instrument: str | None) -> list[tuple[Key, str | None]]:
+        rows = self._read(
+            f"SELECT instrument, region FROM ledger WHERE visit = {int(visit)} AND detector = {int(detector)}"
+        ).to_pylist()
+        return [
+            ((r["instrument"], visit, detector), r["region"]) for r in rows if instrument in (None, r["instrument"])
+        ]
+
+    def objects(self, region: Region) -> pa.Table:
+        """Current DiaObjects inside a region."""
+        rows = self._read(
+            f'SELECT {select_list("DiaObject")} FROM "DiaObject" '
+            f'WHERE "validityEndMjdTai" IS NULL AND {box_sql(region)} ORDER BY "diaObjectId"'
+        )
+        return _inside(rows, region)
+
+    def history(self, name: str, region: Region, ids: list[int] | None, since_mjd: float) -> pa.Table:
+        """Rows of DiaSource or DiaForcedSource since a time: of objects, or of a region where ids are None."""
+        which = box_sql(region) if ids is None else '"diaObjectId" IN (SELECT id FROM wanted)'
+        first = "diaSourceId" if name == "DiaSource" else "diaForcedSourceId"
+        # By rowid: DuckDB then reads a hundred columns only where there is a row to give.
+        rows = self._read(
+            f'SELECT {select_list(name)} FROM "{name}" WHERE rowid IN (SELECT rowid FROM "{name}" WHERE {which} '
+            f'AND "midpointMjdTai" >= {float(since_mjd)!r} AND "timeWithdrawnMjdTai" IS NULL) '
+            f'ORDER BY "midpointMjdTai", "{first}"',
+            wanted=pa.table({"id": pa.array(ids or [], pa.int64())}),
+        )
+        return _inside(rows, region) if ids is None else rows
+
+    def contains(self, visit: int, detector: int, instrument: str | None) -> bool:
+        """See `Ppdb.containsVisitDetector`."""
+        rows = self._read(
+            "SELECT instrument FROM ledger WHERE stored_unix IS NOT NULL "
+            f"AND visit = {int(visit)} AND detector = {int(detector)}"
+        ).to_pylist()
+        return any(instrument in (None, r["instrument"]) for r in rows)
+
+    def store(self, batch: Batch) -> StoreReport:
+        """See `Ppdb.storeBatch`."""
+        with self._transaction() as con:
+            report = storing.store(con, batch)
+        done = {*report.stored, *report.already}
+        self._turns.end(k for k in batch.keys if k[1:] in done)
+        return report
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Ppdb.settle`."""
+        keys = [(o.instrument, o.visit, o.detector) for o in outcomes]
+        with self._transaction() as con:
+            storing.settle(con, keys, outcomes)
+        self._turns.end(keys)
+
+    def pending(self, limit: int | None) -> list[OutboxRow]:
+        """See `Ppdb.pendingAlerts`."""
+        rows = self._read(
+            f"SELECT {_OUTBOX} FROM outbox WHERE published_unix IS NULL ORDER BY visit, detector, alert_id"
+            + ("" if limit is None else f" LIMIT {int(limit)}")
+        )
+        return [OutboxRow(**r) for r in rows.to_pylist()]
+
+    def mark_published(self, alert_ids: list[int], when_unix: float) -> None:
+        """See `Ppdb.markPublished`."""
+        with self._transaction() as con:
+            execute(
+                con,
+                f"UPDATE outbox SET published_unix = {float(when_unix)!r} "
+                "WHERE published_unix IS NULL AND alert_id IN (SELECT id FROM sent)",
+                sent=pa.table({"id": pa.array(alert_ids, pa.int64())}),
+            )
+
+    def table(self, name: str) -> pa.Table:
+        """All rows of a table."""
+        if name not in (*APDB_TABLES, *OWN_TABLES):
+            raise BadRequest(f"the PPDB has no table {name!r}; accepted: {', '.join((*APDB_TABLES, *OWN_TABLES))}")
+        columns = select_list(name) if name in APDB_TABLES else "*"
+        order = "ALL" if name in OWN_TABLES else "1, 2"
+        return self._read(f'SELECT {columns} FROM "{name}" ORDER BY {order}')
+
+    def close(self) -> None:
+        """Let go of the file, when the request under way is through."""
+        self._turns.close()
+        with self._lock:
+            self.connection.close()
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.ConstraintException as error:
+        raise DataError(f"PPDB: {error}") from error
+    except duckdb.Error as error:
+        raise ServiceError(f"PPDB: {error}") from error
+
+
+def _inside(rows: pa.Table, region: Region) -> pa.Table:
+    keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
+    return rows.filter(pa.array(keep))
+
+
+def _to_text(region: Region) -> str:
+    """A region as STC-S, the VO's text for polygons."""
+    return "POLYGON ICRS " + " ".join(repr(float(v)) for v in region.vertices.ravel())
+
+
+def _from_text(text: str) -> Region:
+    return Region(np.array(text.split()[2:], float).reshape(-1, 2))

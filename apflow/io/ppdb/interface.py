@@ -1,0 +1,160 @@
+"""What a PPDB is, whatever stands behind it.
+
+PPDB is DMTN-092's word for the live database of DiaSources and DiaObjects;
+Rubin now calls it the APDB and its public copy the PPDB. Names of methods
+follow ``lsst.dax.apdb.Apdb`` where it has them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+
+from apflow.model.ledger import Outcome
+from apflow.model.products import DetectorResult, OutboxRow
+from apflow.model.region import Region
+from apflow.model.visit import Visit
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What became of each detector of a batch, as (visit, detector).
+
+    Attributes
+    ----------
+    stored
+        Rows and outbox are committed by this call.
+    already
+        An earlier call stored them; nothing was written now.
+    lost_race
+        The objects they read are no longer current; nothing was written. Read
+        the history again, associate again, store again.
+    """
+
+    stored: tuple[tuple[int, int], ...] = ()
+    already: tuple[tuple[int, int], ...] = ()
+    lost_race: tuple[tuple[int, int], ...] = ()
+
+
+class Ppdb(ABC):
+    """The PPDB as steps see it; safe to use from many threads.
+
+    Every method may raise `ServiceError` when the database cannot be reached,
+    and then may be called again: each is idempotent.
+    """
+
+    @abstractmethod
+    def openVisit(self, visit: Visit, regions: Mapping[int, Region], deadline_unix: float) -> None:
+        """Announce the detector-visits to expect, with their sky regions.
+
+        Later visits on the same sky wait for them (see `awaitTurn`) until
+        `deadline_unix`. Announcing again changes nothing for detectors that
+        are stored or ended, unless their deadline is past (a new attempt).
+        """
+
+    @abstractmethod
+    def awaitTurn(self, visit_id: int, detector: int, timeout_s: float, instrument: str | None = None) -> bool:
+        """Wait for earlier visits on the same sky.
+
+        Returns when every announced detector-visit of the same instrument with
+        a smaller visit id whose region overlaps this one's is stored, ended,
+        or past its deadline. `instrument` is needed only where two instruments
+        announced the same visit id.
+
+        Returns
+        -------
+        bool
+            False if `timeout_s` passed first.
+
+        Raises
+        ------
+        BadRequest
+            The detector-visit was not announced.
+        """
+
+    @abstractmethod
+    def getDiaObjects(self, region: Region, margin_arcsec: float = 0.0) -> pd.DataFrame:
+        """Current DiaObject versions inside a region grown by a margin."""
+
+    @abstractmethod
+    def getDiaSources(
+        self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
+    ) -> pd.DataFrame:
+        """DiaSources since ``visit_time_mjd - days``: of the objects, or of the region where ids are None.
+
+        Withdrawn rows are left out. Ordered by time and id.
+        """
+
+    @abstractmethod
+    def getDiaForcedSources(
+        self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
+    ) -> pd.DataFrame:
+        """DiaForcedSources; arguments as for `getDiaSources`."""
+
+    @abstractmethod
+    def containsVisitDetector(self, visit: int, detector: int, instrument: str | None = None) -> bool:
+        """Whether a detector-visit is stored, with or without sources."""
+
+    @abstractmethod
+    def storeBatch(
+        self,
+        results: Sequence[DetectorResult],
+        outbox: Sequence[OutboxRow],
+        processed_mjd_tai: float,
+        *,
+        radius_arcsec: float = 1.0,
+    ) -> StoreReport:
+        """Store detectors and the outbox of their alerts in one transaction.
+
+        A detector is stored only if what it was associated with still stands:
+        each DiaObject in its ``guard`` has the version named there, and no
+        other current DiaObject lies within `radius_arcsec` (that of the
+        association) of one of its sources. So two overlapping visits never
+        make two DiaObjects for one thing. Outbox rows of detectors that are
+        not stored are dropped.
+
+        Raises
+        ------
+        DataError
+            A table does not conform to the schema, or an id is taken. Nothing
+            is stored: store detectors one by one to find and keep the others.
+        """
+
+    @abstractmethod
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the terminal states of detector-visits and the records of their steps.
+
+        A detector-visit that is ``done`` stays so; any other state gives way
+        to the newest.
+        """
+
+    @abstractmethod
+    def pendingAlerts(self, limit: int | None = None) -> list[OutboxRow]:
+        """Alerts of stored detectors that are not published yet, oldest visit first."""
+
+    @abstractmethod
+    def markPublished(self, alert_ids: Sequence[int], when_unix: float) -> None:
+        """Note that alerts have left; the first time counts."""
+
+    @abstractmethod
+    def ledger(self) -> pd.DataFrame:
+        """One row a detector-visit: state (``expected``, ``stored``, or terminal), cause, step, counts and times."""
+
+    @abstractmethod
+    def table(self, name: str) -> pd.DataFrame:
+        """A whole table: of apdb.yaml, or ``outbox``, ``step_record``, ``column_info``, ``metadata``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the database; the handle may not be used again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

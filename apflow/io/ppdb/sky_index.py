@@ -1,0 +1,48 @@
+"""Where rows lie on the sky: HEALPix order 20, and boxes that a column store scans fast."""
+
+from __future__ import annotations
+
+import math
+
+import hpgeom
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from apflow.model.region import Region
+
+#: Pixels of 0.2 arcsec, nested, so that ranges of ids are patches of sky.
+ORDER = 20
+
+
+def pixel_id(ra_deg: ArrayLike, dec_deg: ArrayLike) -> NDArray[np.int64]:
+    """HEALPix pixels of positions, nested, order 20."""
+    return np.asarray(hpgeom.angle_to_pixel(2**ORDER, np.asarray(ra_deg), np.asarray(dec_deg)), np.int64)
+
+
+def box_sql(region: Region) -> str:
+    """SQL condition on ra and dec that holds for every point of a region.
+
+    A box about the circle that holds the region: right across RA 0 and around
+    the poles. The caller cuts exactly. (At 1 M rows DuckDB takes a quarter of
+    the time for it that it takes for 40 ranges of pixels.)
+    """
+    ra, dec = region.centre
+    r = region.radius_deg + 1e-6
+    low, high = dec - r, dec + r
+    condition = f"dec BETWEEN {low!r} AND {high!r}"
+    if low <= -90.0 or high >= 90.0:
+        return condition
+    half = math.degrees(math.asin(min(1.0, math.sin(math.radians(r)) / math.cos(math.radians(dec)))))
+    a, b = (ra - half) % 360.0, (ra + half) % 360.0
+    return f"{condition} AND " + (f"ra BETWEEN {a!r} AND {b!r}" if a <= b else f"(ra >= {a!r} OR ra <= {b!r})")
+
+
+def unit_vectors(ra_deg: ArrayLike, dec_deg: ArrayLike) -> NDArray[np.float64]:
+    """Unit vectors, shape (n, 3), of ICRS positions."""
+    ra, dec = np.radians(np.asarray(ra_deg, float)), np.radians(np.asarray(dec_deg, float))
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], -1)
+
+
+def chord(angle_arcsec: float) -> float:
+    """Distance between two unit vectors that are an angle apart."""
+    return 2.0 * math.sin(math.radians(angle_arcsec / 3600.0) / 2.0)

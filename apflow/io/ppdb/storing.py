@@ -1,0 +1,234 @@
+"""The transaction that stores a batch: who may still be stored, and the rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import hpgeom
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from apflow.errors import BadRequest, DataError
+from apflow.io.ppdb.batch import Batch
+from apflow.io.ppdb.interface import StoreReport
+from apflow.io.ppdb.sky_index import ORDER, chord, pixel_id, unit_vectors
+from apflow.io.ppdb.tables import SKY_TABLES
+from apflow.io.ppdb.turns import Key
+from apflow.model.ledger import Outcome
+
+#: Pixels of this order (13") and their neighbours hold every object near a source.
+_NEAR_ORDER = 14
+_MAX_RADIUS_ARCSEC = 5.0
+
+
+def store(con: Any, batch: Batch) -> StoreReport:
+    """Store a batch within the transaction that `con` has open."""
+    if not 0.0 < batch.radius_arcsec <= _MAX_RADIUS_ARCSEC:
+        raise BadRequest(f"association radius {batch.radius_arcsec} arcsec; accepted: up to {_MAX_RADIUS_ARCSEC:g}")
+    known = _stored(con, batch.keys)
+    new: list[int] = []
+    already: list[int] = []
+    for i, key in enumerate(batch.keys):
+        (already if key in known or key in {batch.keys[j] for j in new} else new).append(i)
+    accepted, lost = _judge(con, batch, new)
+    if accepted:
+        _write_ledger(con, batch, accepted)
+        _write_rows(con, batch, accepted)
+        _write_outbox(con, batch, accepted)
+    stored, before, late = (tuple(batch.keys[i][1:] for i in which) for which in (accepted, already, lost))
+    return StoreReport(stored, before, late)
+
+
+def query(con: Any, sql: str, **tables: pa.Table) -> pa.Table:
+    """Rows of a SELECT that may read Arrow tables by name."""
+    for name, table in tables.items():
+        con.register(name, table)
+    try:
+        return con.sql(sql).to_arrow_table()
+    finally:
+        for name in tables:
+            con.unregister(name)
+
+
+def execute(con: Any, sql: str, **tables: pa.Table) -> None:
+    """Run a statement that may read Arrow tables by name."""
+    for name, table in tables.items():
+        con.register(name, table)
+    try:
+        con.execute(sql)
+    finally:
+        for name in tables:
+            con.unregister(name)
+
+
+def keys_table(keys: Sequence[Key]) -> pa.Table:
+    """Keys as an Arrow table."""
+    instrument, visit, detector = zip(*keys, strict=True) if keys else ((), (), ())
+    return pa.table(
+        {
+            "instrument": pa.array(instrument, pa.string()),
+            "visit": pa.array(visit, pa.int64()),
+            "detector": pa.array(detector, pa.int16()),
+        }
+    )
+
+
+def _stored(con: Any, keys: Sequence[Key]) -> set[Key]:
+    rows = query(
+        con,
+        "SELECT instrument, visit, detector FROM ledger JOIN new_keys USING (instrument, visit, detector) "
+        "WHERE stored_unix IS NOT NULL",
+        new_keys=keys_table(keys),
+    )
+    return {(r["instrument"], r["visit"], r["detector"]) for r in rows.to_pylist()}
+
+
+class _Current:
+    """Current versions of the objects that a batch is about, kept up to date as its detectors are accepted."""
+
+    def __init__(self, con: Any, batch: Batch, which: Sequence[int]) -> None:
+        objects = batch.rows["DiaObject"].of(which).column("diaObjectId").to_numpy()
+        ids = {k for i in which for k in batch.guards[i]} | {int(k) for k in objects}
+        sources = batch.rows["DiaSource"].of(which)
+        columns = 'SELECT "diaObjectId", "validityStartMjdTai", ra, dec FROM "DiaObject"'
+        current = '"validityEndMjdTai" IS NULL AND'
+        by_id = query(
+            con,
+            f'{columns} WHERE {current} "diaObjectId" IN (SELECT id FROM wanted)',
+            wanted=pa.table({"id": pa.array(sorted(ids), pa.int64())}),
+        )
+        near = query(
+            con,
+            f'{columns} WHERE {current} ("pixelId" >> {2 * (ORDER - _NEAR_ORDER)}) IN (SELECT cell FROM cells)',
+            cells=pa.table({"cell": _cells(sources.column("ra").to_numpy(), sources.column("dec").to_numpy())}),
+        )
+        self.start: dict[int, float] = {}
+        self._position: dict[int, NDArray[np.float64]] = {}
+        for rows in (by_id, near):
+            self.update(*(rows.column(c).to_numpy() for c in ("diaObjectId", "validityStartMjdTai", "ra", "dec")))
+
+    def update(self, ids: Any, start: Any, ra: Any, dec: Any) -> None:
+        """Make versions current."""
+        for k, s, position in zip(ids.tolist(), start.tolist(), unit_vectors(ra, dec), strict=True):
+            self.start[k] = s
+            self._position[k] = position
+
+    def stranger_near(self, ra: Any, dec: Any, radius_arcsec: float, known: Any) -> bool:
+        """Whether an object that is not among `known` lies within a radius of one of the positions."""
+        strangers = [p for k, p in self._position.items() if k not in known]
+        if not strangers or not len(ra):
+            return False
+        cosine = unit_vectors(ra, dec) @ np.stack(strangers).T
+        return bool(2.0 - 2.0 * cosine.max() < chord(radius_arcsec) ** 2 + 1e-15)
+
+
+def _cells(ra: Any, dec: Any) -> NDArray[np.int64]:
+    own = pixel_id(ra, dec) >> 2 * (ORDER - _NEAR_ORDER)
+    if not len(own):
+        return own
+    return np.unique(np.concatenate([own, hpgeom.neighbors(2**_NEAR_ORDER, own).ravel()]))
+
+
+def _judge(con: Any, batch: Batch, which: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Split detectors into those to store and those that lost a race."""
+    accepted: list[int] = []
+    lost: list[int] = []
+    current = _Current(con, batch, which)
+    for i in which:
+        guard = batch.guards[i]
+        ra, dec = (batch.rows["DiaSource"].numpy(c, i) for c in ("ra", "dec"))
+        versions = [batch.rows["DiaObject"].numpy(c, i) for c in ("diaObjectId", "validityStartMjdTai", "ra", "dec")]
+        stale = any(current.start.get(k) != start for k, start in guard.items())
+        appeared = any(k in current.start and k not in guard for k in versions[0].tolist())
+        if stale or appeared or current.stranger_near(ra, dec, batch.radius_arcsec, guard):
+            lost.append(i)
+            continue
+        for k, start in zip(versions[0].tolist(), versions[1].tolist(), strict=True):
+            if k in guard and start <= guard[k]:
+                raise DataError(
+                    f"visit {batch.keys[i][1]} detector {batch.keys[i][2]}: DiaObject {k} has validityStartMjdTai "
+                    f"{start!r}; accepted: later than that of its current version, {guard[k]!r}"
+                )
+        current.update(*versions)
+        accepted.append(i)
+    return accepted, lost
+
+
+def _write_ledger(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
+    alerts = pd.Series([(a.visit, a.detector) for a in batch.outbox]).value_counts()
+    offsets = batch.rows["DiaSource"].offsets
+    rows = keys_table([batch.keys[i] for i in accepted])
+    rows = rows.append_column("n_sources", pa.array([offsets[i + 1] - offsets[i] for i in accepted], pa.int32()))
+    n_alerts = [int(alerts.get(batch.keys[i][1:], 0)) for i in accepted]
+    rows = rows.append_column("n_alerts", pa.array(n_alerts, pa.int32()))
+    rows = rows.append_column("arrived_unix", pa.array([batch.arrived_unix[i] for i in accepted], pa.float64()))
+    execute(
+        con,
+        "INSERT INTO ledger (instrument, visit, detector, n_sources, n_alerts, arrived_unix, state, stored_unix) "
+        f"SELECT *, 'stored', {time.time()!r} FROM new_ledger "
+        "ON CONFLICT DO UPDATE SET state = excluded.state, cause = NULL, step = NULL, "
+        "n_sources = excluded.n_sources, n_alerts = excluded.n_alerts, "
+        "arrived_unix = excluded.arrived_unix, stored_unix = excluded.stored_unix",
+        new_ledger=rows,
+    )
+
+
+def _write_rows(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
+    for name in SKY_TABLES:
+        rows = batch.rows[name].of(accepted)
+        if not rows.num_rows:
+            continue
+        if name == "DiaObject":
+            execute(
+                con,
+                'UPDATE "DiaObject" o SET "validityEndMjdTai" = n."validityStartMjdTai" FROM new_rows n '
+                'WHERE o."diaObjectId" = n."diaObjectId" AND o."validityEndMjdTai" IS NULL',
+                new_rows=rows.select(["diaObjectId", "validityStartMjdTai"]),
+            )
+        execute(con, f'INSERT INTO "{name}" BY NAME SELECT * FROM new_rows', new_rows=rows)
+
+
+def _write_outbox(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
+    stored = {batch.keys[i][1:] for i in accepted}
+    rows = [a for a in batch.outbox if (a.visit, a.detector) in stored]
+    if rows:
+        names = ("alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum")
+        table = pa.table({n: pa.array([getattr(a, n) for a in rows]) for n in names})
+        execute(con, "INSERT INTO outbox BY NAME SELECT * FROM new_outbox", new_outbox=table)
+
+
+def settle(con: Any, keys: Sequence[Key], outcomes: Sequence[Outcome]) -> None:
+    """Write terminal states and step records."""
+    fields = {
+        "state": pa.string(),
+        "cause": pa.string(),
+        "step": pa.string(),
+        "n_sources": pa.int32(),
+        "n_alerts": pa.int32(),
+        "arrived_unix": pa.float64(),
+        "published_unix": pa.float64(),
+    }
+    rows = keys_table(keys)
+    for name, kind in fields.items():
+        rows = rows.append_column(name, pa.array([getattr(o, name) for o in outcomes], kind))
+    execute(
+        con,
+        f"INSERT INTO ledger (instrument, visit, detector, {', '.join(fields)}) SELECT * FROM outcomes "
+        "ON CONFLICT DO UPDATE SET state = excluded.state, cause = excluded.cause, step = excluded.step, "
+        "n_sources = greatest(excluded.n_sources, ledger.n_sources), "
+        "n_alerts = greatest(excluded.n_alerts, ledger.n_alerts), "
+        "arrived_unix = coalesce(excluded.arrived_unix, ledger.arrived_unix), "
+        "published_unix = coalesce(excluded.published_unix, ledger.published_unix) "
+        "WHERE ledger.state <> 'done'",
+        outcomes=rows,
+    )
+    steps = [(key, s) for key, o in zip(keys, outcomes, strict=True) for s in o.steps]
+    if steps:
+        table = keys_table([key for key, _ in steps])
+        for name in ("step", "start_unix", "stop_unix", "core_s", "worker"):
+            table = table.append_column(name, pa.array([getattr(s, name) for _, s in steps]))
+        execute(con, "INSERT INTO step_record SELECT * FROM steps ON CONFLICT DO NOTHING", steps=table)

@@ -1,0 +1,100 @@
+"""Which detector-visits are under way, and waiting for those that come first on the same sky."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from apflow.errors import ServiceError
+from apflow.model.region import Region
+from apflow.model.sky import separation_arcsec
+
+#: (instrument, visit, detector)
+Key = tuple[str, int, int]
+#: Pointing errors shift a detector by 2", and association reaches 1" further.
+_REACH_ARCSEC = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    region: Region
+    ra: float
+    dec: float
+    radius_deg: float
+    deadline_unix: float
+
+    def near(self, other: _Expected) -> bool:
+        """Whether the circles about both regions meet: cheap, where most pairs end."""
+        reach = self.radius_deg + other.radius_deg
+        if abs(self.dec - other.dec) > reach:
+            return False
+        return bool(separation_arcsec(self.ra, self.dec, other.ra, other.dec) <= reach * 3600.0)
+
+
+def _expected(region: Region, deadline_unix: float) -> _Expected:
+    return _Expected(region, *region.centre, region.radius_deg, deadline_unix)
+
+
+class Turns:
+    """The detector-visits that are expected and neither stored nor ended."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._expected: dict[Key, _Expected] = {}
+        self._announcements = 0
+        self._closed = False
+
+    def announce(self, regions: Iterable[tuple[Key, Region]], deadline_unix: float) -> None:
+        """Add detector-visits."""
+        new = {key: _expected(region, deadline_unix) for key, region in regions}
+        with self._changed:
+            self._expected.update(new)
+            self._announcements += 1
+            self._changed.notify_all()
+
+    def end(self, keys: Iterable[Key]) -> None:
+        """Take away detector-visits that are stored or ended."""
+        with self._changed:
+            for key in keys:
+                self._expected.pop(key, None)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wake everybody: those who wait get `ServiceError`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait(self, key: Key, region: Region, timeout_s: float) -> bool:
+        """See `Ppdb.awaitTurn`."""
+        mine = _expected(region.grown(_REACH_ARCSEC), 0.0)
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            seen, before = -1, list[Key]()
+            while True:
+                if self._closed:
+                    raise ServiceError(
+                        f"the PPDB was closed while visit {key[1]} detector {key[2]} waited for its turn"
+                    )
+                if seen != self._announcements:
+                    seen, before = self._announcements, self._before(key, mine)
+                now = time.time()
+                deadlines = (self._expected[k].deadline_unix for k in before if k in self._expected)
+                next_deadline = min((d for d in deadlines if d > now), default=math.inf)
+                if next_deadline == math.inf:
+                    return True
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, next_deadline - now) + 0.001)
+
+    def _before(self, key: Key, mine: _Expected) -> list[Key]:
+        instrument, visit, _ = key
+        return [
+            k
+            for k, e in self._expected.items()
+            if k[0] == instrument and k[1] < visit and e.near(mine) and e.region.overlaps(mine.region)
+        ]

@@ -1,0 +1,120 @@
+"""Which detector chains may hold images, templates and calibs, and on which worker: decisions only, no Dask.
+
+A chain that is admitted to a worker holds memory there until it ends. At most
+`chains_per_worker` chains are admitted to a worker. While chains are fewer
+than that they are admitted before their image has come (prefetch). Once an
+image has come its chain is *ready* and takes the place of one that is not:
+waiting for an image never blocks an image that is there.
+
+A ready chain of an older visit may exceed the limit by one on a worker that
+holds only chains of newer visits: these may be waiting for it to be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class ChainId:
+    """A detector chain: the visit's place in the order of visits, and the detector's in the visit."""
+
+    sequence: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Admit:
+    """The chain may start on the worker."""
+
+    chain: ChainId
+    worker: str
+
+
+@dataclass(frozen=True)
+class Evict:
+    """The chain must let go of what it prefetched; it will be admitted again."""
+
+    chain: ChainId
+
+
+class Admission:
+    """The state of admission on all workers; not thread-safe.
+
+    Parameters
+    ----------
+    chains_per_worker : `int`
+        Chains that may hold memory on one worker at once.
+    """
+
+    def __init__(self, chains_per_worker: int) -> None:
+        if chains_per_worker < 1:
+            raise ValueError(f"chains_per_worker is {chains_per_worker}; accepted: 1 or more")
+        self._limit = chains_per_worker
+        self._holders: dict[str, set[ChainId]] = {}
+        self._outside: dict[ChainId, None] = {}  # not admitted; in the order in which images came once ready
+        self._ready: set[ChainId] = set()
+
+    def set_workers(self, workers: Sequence[str]) -> None:
+        """The workers that are there now; the chains of one that left are Dask's to run elsewhere."""
+        self._holders = {worker: self._holders.get(worker, set()) for worker in workers}
+
+    def add(self, chain: ChainId) -> None:
+        """A chain exists; its image has not come."""
+        self._outside[chain] = None
+
+    def ready(self, chain: ChainId) -> None:
+        """The chain's image has come."""
+        self._ready.add(chain)
+        if chain in self._outside:
+            del self._outside[chain]
+            self._outside[chain] = None
+
+    def leave(self, chain: ChainId) -> None:
+        """The chain ended, or was given up."""
+        self._outside.pop(chain, None)
+        self._ready.discard(chain)
+        for holders in self._holders.values():
+            holders.discard(chain)
+
+    def decide(self) -> list[Admit | Evict]:
+        """What is to be done now; the state already counts it as done."""
+        decided: list[Admit | Evict] = []
+        for chain in sorted((c for c in self._outside if c in self._ready), key=lambda c: c.sequence):
+            worker = self._free(chain) or self._by_eviction(decided) or self._over_limit(chain)
+            if worker is not None:
+                decided.append(self._admit(chain, worker))
+        for chain in sorted(c for c in self._outside if c not in self._ready):
+            worker = self._free(chain)
+            if worker is None:
+                break
+            decided.append(self._admit(chain, worker))
+        return decided
+
+    def _admit(self, chain: ChainId, worker: str) -> Admit:
+        del self._outside[chain]
+        self._holders[worker].add(chain)
+        return Admit(chain, worker)
+
+    def _free(self, chain: ChainId) -> str | None:
+        """The emptiest worker; among equals always the same one for the same detector."""
+        n = len(self._holders)
+        free = [
+            (len(h), (i - chain.index) % n, w) for i, (w, h) in enumerate(self._holders.items()) if len(h) < self._limit
+        ]
+        return min(free)[2] if free else None
+
+    def _by_eviction(self, decided: list[Admit | Evict]) -> str | None:
+        waiting = [(chain, worker) for worker, held in self._holders.items() for chain in held - self._ready]
+        if not waiting:
+            return None
+        chain, worker = max(waiting)
+        self._holders[worker].discard(chain)
+        self._outside[chain] = None
+        decided.append(Evict(chain))
+        return worker
+
+    def _over_limit(self, chain: ChainId) -> str | None:
+        newer = [w for w, held in self._holders.items() if all(other.sequence > chain.sequence for other in held)]
+        return min(newer, key=lambda w: len(self._holders[w])) if newer else None

@@ -1,0 +1,251 @@
+"""The detector chains of one visit on Dask: waits, admission, attempts, ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from distributed import Future
+
+from apflow.graph import Carried, failure_of
+from apflow.model.ledger import Ended, Failure, State
+from apflow.run_admission import Admit, ChainId, Evict
+from apflow.run_tasks import Promise, Tasks
+
+Post = Callable[[str, Any, Any], None]
+
+
+class Desk(Protocol):
+    """What a visit asks of the runner that all visits share."""
+
+    def admission(self, changes: Iterable[tuple[str, ChainId]]) -> None:
+        """Change the state of admission; decisions come back as posts."""
+
+    def label_of(self, detector: int) -> str:
+        """Name of a detector in keys."""
+
+    def attempt(self, visit: int, step: str, label: str) -> str:
+        """The label with the number of the attempt at `step`, if not the first: a key is never used twice."""
+
+    def workers(self) -> list[str]:
+        """Addresses of the compute workers."""
+
+    def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
+        """See `apflow.run_worker.where`."""
+
+    def restart(self, workers: list[str]) -> None:
+        """Have hung workers restarted by their nannies."""
+
+    def ended(self, visit: int, ended: Ended) -> None:
+        """Tell of a chain that the driver ended."""
+
+    def gathered(self, visit: int, carried: Carried) -> None:
+        """Tell of gather steps that ended."""
+
+
+@dataclass(eq=False)
+class Chain:
+    """The calls for one detector, and how far they are."""
+
+    id: ChainId
+    detector: int
+    calls: list[Promise]
+    waits: list[Promise]  # those that take nothing of the chain: submitted at once, holding nothing
+    label: str = ""
+    tries: int = 0
+    worker: str | None = None
+    future: Future[Any] | None = None
+    ended: bool = False
+
+    @property
+    def end(self) -> Promise:
+        """The last call."""
+        return self.calls[-1]
+
+    def release(self) -> None:
+        """Drop what was submitted on admission."""
+        if self.future is not None:
+            self.future.release()
+            self.future = None
+
+    def release_waits(self) -> None:
+        """Drop the waits; one that still waits is told by `apflow.graph.cancelled`."""
+        for wait in self.waits:
+            if wait.future is not None:
+                wait.future.release()
+                wait.future = None
+
+
+def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise]) -> Chain:
+    """The chain that ends with `end`: of the detector's calls those that it needs."""
+    needed = {end}
+    for call in reversed(calls):
+        if call in needed:
+            needed.update(call.inputs())
+    kept = [call for call in calls if call in needed]
+    waits = [c for c in kept if c.node.waits and c is not end and not any(i.detector is not None for i in c.inputs())]
+    assert end.detector is not None
+    return Chain(chain_id, end.detector, kept, waits)
+
+
+@dataclass(eq=False)
+class Chains:
+    """All chains of a visit; lives in the visit's thread.
+
+    Parameters
+    ----------
+    post
+        Hands what becomes of futures to the visit's thread.
+    """
+
+    desk: Desk
+    tasks: Tasks
+    max_attempts: int
+    post: Post
+    by_index: dict[int, Chain] = field(default_factory=dict)
+    _fresh: list[tuple[int, Future[Any] | Ended]] = field(default_factory=list)
+    _changes: list[tuple[str, ChainId]] = field(default_factory=list)
+    _admitted: list[Chain] = field(default_factory=list)
+
+    def open(self, ends: Sequence[Promise], calls: Mapping[int, Sequence[Promise]]) -> None:
+        """Submit all waits."""
+        for index, end in enumerate(ends):
+            assert end.detector is not None
+            self.by_index[index] = chain_of(ChainId(self.tasks.sequence, index), end, calls[end.detector])
+        self._submit_waits([(chain, wait) for chain in self.by_index.values() for wait in chain.waits])
+
+    def ask(self) -> None:
+        """Ask for admission of all chains."""
+        for chain in self.by_index.values():
+            if not chain.ended:
+                self._changes.append(("add", chain.id))
+                self._note_ready(chain)
+
+    def flush(self) -> None:
+        """Tell admission what changed and submit the chains that were admitted, in one message each."""
+        if self._changes:
+            changes, self._changes = self._changes, []
+            self.desk.admission(changes)
+        admitted, self._admitted = [chain for chain in self._admitted if not chain.ended], []
+        if admitted:
+            self._submit(admitted)
+
+    def take_ended(self) -> list[tuple[int, Future[Any] | Ended]]:
+        """Detectors that ended since last asked."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    # What is posted.
+
+    def admit(self, decision: Admit) -> None:
+        """Start a chain."""
+        chain = self.by_index[decision.chain.index]
+        chain.worker = decision.worker
+        self._admitted.append(chain)
+
+    def evict(self, decision: Evict) -> None:
+        """Let a chain that only prefetched give its memory back."""
+        chain = self.by_index[decision.chain.index]
+        chain.release()
+        self._admitted = [other for other in self._admitted if other is not chain]
+
+    def waited(self, chain: Chain, future: Future[Any]) -> None:
+        """A wait came to its end."""
+        wait = next((wait for wait in chain.waits if wait.future is future), None)
+        if wait is None or chain.ended:
+            return
+        if future.status == "finished":
+            self._note_ready(chain)
+        elif not self._gave_up(chain, future):
+            self._submit_waits([(chain, wait)])
+
+    def finished(self, chain: Chain, future: Future[Any]) -> None:
+        """The last step of a chain came to its end, or was lost."""
+        if chain.future is not future or chain.ended:
+            return
+        if future.status == "finished":
+            chain.future = None  # from now on the batch's
+            self._end(chain, future)
+        elif not self._gave_up(chain, future):
+            chain.release()
+            lost = [(chain, wait) for wait in chain.waits if wait.future is None or wait.future.status == "error"]
+            self._submit_waits(lost)
+            self._changes += [("leave", chain.id), ("add", chain.id)]
+            self._note_ready(chain)
+
+    def end_all(self, state: State, cause: str) -> None:
+        """End every unfinished chain here and now, and restart workers that still compute for one."""
+        steps, computing = self.desk.where(self.tasks.visit)
+        for chain in self.by_index.values():
+            if not chain.ended:
+                step = steps.get(chain.label) or (chain.waits[0].node.name if chain.waits else chain.calls[0].node.name)
+                self._end_here(chain, Failure(state, step, cause))
+        if state is State.FAILED and computing:
+            self.desk.restart(computing)
+
+    def abandon(self) -> None:
+        """Release everything."""
+        for chain in self.by_index.values():
+            chain.release()
+            chain.release_waits()
+        self.desk.admission([("leave", chain.id) for chain in self.by_index.values()])
+
+    # Within.
+
+    def _note_ready(self, chain: Chain) -> None:
+        if all(wait.future is not None and wait.future.status == "finished" for wait in chain.waits):
+            self._changes.append(("ready", chain.id))
+
+    def _gave_up(self, chain: Chain, future: Future[Any]) -> bool:
+        chain.tries += 1
+        if chain.tries < self.max_attempts:
+            return False
+        self._end_here(chain, failure_of_future(future, chain.end.node.name))
+        return True
+
+    def _end_here(self, chain: Chain, failure: Failure) -> None:
+        chain.release()
+        ended = Ended(chain.detector, failure=failure)
+        self._end(chain, ended)
+        self.desk.ended(self.tasks.visit, ended)
+
+    def _end(self, chain: Chain, result: Future[Any] | Ended) -> None:
+        chain.ended = True
+        chain.release_waits()
+        self._fresh.append((chain.detector, result))
+        self._changes.append(("leave", chain.id))
+
+    def _submit_waits(self, waits: Sequence[tuple[Chain, Promise]]) -> None:
+        workers: list[Any] = [*self.desk.workers()] or [None]
+        made = [
+            self.tasks.task(wait, self._label(chain, wait), worker=workers[chain.id.index % len(workers)])
+            for chain, wait in waits
+        ]
+        for (chain, wait), future in zip(waits, self.tasks.submit(made), strict=True):
+            wait.future = future
+            future.add_done_callback(lambda done, chain=chain: self.post("waited", chain, done))
+
+    def _submit(self, chains: Sequence[Chain]) -> None:
+        ends = []
+        for chain in chains:
+            chain.label = label = self._label(chain, chain.end)
+            made: dict[Promise, Any] = {}
+            for call in chain.calls:
+                if call not in chain.waits:
+                    made[call] = self.tasks.task(call, label, made, chain.worker, last=call is chain.end)
+            ends.append(made[chain.end])
+        for chain, future in zip(chains, self.tasks.submit(ends), strict=True):
+            chain.future = future
+            future.add_done_callback(lambda done, chain=chain: self.post("finished", chain, done))
+
+    def _label(self, chain: Chain, call: Promise) -> str:
+        return self.desk.attempt(self.tasks.visit, call.node.name, self.desk.label_of(chain.detector))
+
+
+def failure_of_future(future: Future[Any], step: str) -> Failure:
+    """Why Dask gave a task up: its worker was killed again and again, or nobody could run it."""
+    error = future.exception() if future.status in ("error", "cancelled") else None
+    if error is None:
+        return Failure(State.FAILED, step, f"the result was lost: {future.status}")
+    return failure_of(error, str(getattr(error, "task", (step,))[0]).rpartition("-")[0] or step)

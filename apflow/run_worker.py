@@ -1,0 +1,105 @@
+"""What runs on a Dask worker: one guarded step a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from distributed import get_worker, secede
+
+from apflow.graph import Carried, Node, failed_input, guarded
+from apflow.model.ledger import Ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Place of a task's n-th input among its arguments."""
+
+    n: int
+
+
+class Call:
+    """A step with its arguments, inputs left open as `Slot`; no dataclass, since Dask looks into those.
+
+    `last` marks the end of a detector's chain, told to the driver on `topic`.
+    """
+
+    def __init__(
+        self,
+        node: Node[..., Any],
+        arguments: Mapping[str, Any],
+        visit: int,
+        detector: int | None,
+        last: bool,
+        topic: str,
+    ) -> None:
+        self.node, self.arguments = node, arguments
+        self.visit, self.detector = visit, detector
+        self.last, self.topic = last, topic
+
+
+def perform(call: Call, *made: Carried | Ended) -> Carried | Ended:
+    """Run a step on a worker; its value never leaves the worker unless another task asks for it."""
+    worker = get_worker()
+    arguments = {name: _filled(argument, made) for name, argument in call.arguments.items()}
+    key = worker.get_current_task()
+    if call.node.waits and failed_input(arguments) is None:
+        secede()  # blocks from here on: gives its slot back
+
+    def unwanted() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is None or task.state == "cancelled"
+
+    carried = guarded(call.node, arguments, call.detector, str(worker.name), unwanted)
+    if not call.last:
+        return carried
+    ended = carried.ended()
+    worker.log_event(call.topic, pickle.dumps((call.visit, dataclasses.replace(ended, value=None))))
+    return ended
+
+
+def _filled(argument: Any, made: tuple[Carried | Ended, ...]) -> Any:
+    if isinstance(argument, Slot):
+        return made[argument.n]
+    if type(argument) in (list, tuple):
+        return type(argument)(_filled(item, made) for item in argument)
+    return argument
+
+
+def glance(dask_scheduler: Any, visits: tuple[int, ...]) -> dict[str, Any]:
+    """Seen from the scheduler: compute workers, gather slots, and the counts of each step of `visits`."""
+    workers = [(str(w.name), w.address) for w in dask_scheduler.workers.values() if "gather" not in w.resources]
+    gather = sum(w.resources.get("gather", 0) for w in dask_scheduler.workers.values())
+    counts: dict[int, dict[str, dict[str, int]]] = {visit: {} for visit in visits}
+    for name, group in list(dask_scheduler.task_groups.items()):
+        step, _, visit = name.rpartition("-")
+        if visit.isdecimal() and int(visit) in counts:
+            states = group.states
+            waiting = states["waiting"] + states["no-worker"] + states["queued"]
+            done = states["memory"] + states["released"] + states["forgotten"] + states["erred"]
+            counts[int(visit)][step] = {"waiting": waiting, "running": states["processing"], "done": done}
+    return {"workers": [address for _, address in sorted(workers)], "gather": gather, "counts": counts}
+
+
+def where(dask_scheduler: Any, visit: int) -> tuple[dict[str, str], list[str]]:
+    """The step that each detector of a visit is in, by its label in keys, and the workers that compute one.
+
+    Only workers that a nanny can restart are given.
+    """
+    steps: dict[str, str] = {}
+    computing: set[str] = set()
+    for worker in dask_scheduler.workers.values():
+        for task in worker.processing:
+            step, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
+            if of != str(visit):
+                continue
+            label = str(task.key[1])
+            if task not in worker.long_running:
+                steps[label] = step
+                if worker.nanny and "gather" not in worker.resources:
+                    computing.add(worker.address)
+            else:
+                steps.setdefault(label, step)
+    return steps, sorted(computing)

@@ -14,11 +14,11 @@ I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 
 #: A pixel is looked at when it stands so many sigma above the sky; growing along a hit goes deeper.
-_SEED_SIGMA, _GROW_SIGMA = 5.0, 2.5
+_SEED_SIGMA, _GROW_SIGMA = 5.0, 2.0
 #: By how many sigma it must be sharper than the PSF.
-_SEED_MARGIN, _GROW_MARGIN = 4.0, 1.5
+_SEED_MARGIN, _GROW_MARGIN = 3.5, 1.0
 #: Fraction of the PSF's ratio that still passes for a star: the PSF is neither round nor the same everywhere.
-_TOLERANCE = 0.75
+_TOLERANCE = 0.8
 #: Rounds of growth into the neighbours of what was found.
 _ROUNDS = 4
 

@@ -82,7 +82,7 @@ def read_hdus(path: str | Path) -> list[Hdu]:
     while offset < len(raw):
         cards, start = _cards(path, raw, offset)
         header = parse_cards(cards)
-        size = _data_size(header)
+        size = _data_size(path, header)
         if start + size > len(raw):
             raise _truncated(path, len(hdus), start + size, len(raw))
         if _is_odd(header):
@@ -112,27 +112,29 @@ def read_primary(path: str | Path, complete: bool = False) -> dict[str, Any]:
             if file.read(2) == _GZIP:
                 return dict(read_hdus(path)[0].header)
             size = os.fstat(file.fileno()).st_size
-            primary, offset = _next_header(path, file, 0, size)
+            primary, offset = _next_header(path, file, 0, 0, size)
+            number = 1
             while complete and offset < size:
-                _, offset = _next_header(path, file, offset, size)
+                _, offset = _next_header(path, file, number, offset, size)
+                number += 1
     except OSError as error:
         raise _os_error(path, error) from error
     return _public(primary)
 
 
-def _next_header(path: str | Path, file: BinaryIO, offset: int, size: int) -> tuple[dict[str, Any], int]:
-    """The header at an offset, and the offset of the next one."""
+def _next_header(path: str | Path, file: BinaryIO, number: int, offset: int, size: int) -> tuple[dict[str, Any], int]:
+    """The header of the HDU of a number at an offset, and the offset of the next one."""
     file.seek(offset)
     block = file.read(_BLOCK)
     while (end := _end(block)) < 0 and (more := file.read(_BLOCK)):
         block += more
     if end < 0 or (offset == 0 and not block.startswith(b"SIMPLE  =")):
-        raise _not_fits(path) if offset == 0 else _truncated(path, 1, offset + _BLOCK, size)
+        raise _not_fits(path) if offset == 0 else _truncated(path, number, offset + _BLOCK, size)
     header = parse_cards(block[:end])
     start = offset + -(-(end + CARD) // _BLOCK) * _BLOCK
-    length = _data_size(header)
+    length = _data_size(path, header)
     if start + length > size:
-        raise _truncated(path, 0, start + length, size)
+        raise _truncated(path, number, start + length, size)
     return header, start + -(-length // _BLOCK) * _BLOCK
 
 
@@ -192,10 +194,13 @@ def _public(header: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in header.items() if k not in _STRUCTURE}
 
 
-def _data_size(header: Mapping[str, Any]) -> int:
-    axes = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header.get("NAXIS", 0)))]
-    pixels = math.prod(axes) if axes else 0
-    return abs(int(header.get("BITPIX", 8))) // 8 * (pixels + int(header.get("PCOUNT", 0) or 0))
+def _data_size(path: str | Path, header: Mapping[str, Any]) -> int:
+    try:
+        axes = [int(header[f"NAXIS{i + 1}"]) for i in range(int(header["NAXIS"]))]
+        width = np.dtype(_TYPES[header["BITPIX"]]).itemsize
+        return width * ((math.prod(axes) if axes else 0) + int(header.get("PCOUNT", 0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not FITS: a header has no good BITPIX, NAXIS or PCOUNT ({error})") from error
 
 
 def _is_odd(header: Mapping[str, Any]) -> bool:

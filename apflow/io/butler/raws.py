@@ -13,6 +13,7 @@ from lsst.daf.butler import Butler, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from apflow.errors import ApflowError, BadRequest, DataError
+from apflow.io.announce import announce
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
 from apflow.io.butler.ingest import ingest, references
@@ -57,8 +58,13 @@ class Ingested:
     error: str = ""
 
 
-def ingest_raws(repository: Repository, files: Iterable[str | Path], transfer: str) -> list[Ingested]:
-    """Register raw images in one transaction, with their exposures and visits.
+def ingest_raws(
+    repository: Repository,
+    files: Iterable[str | Path],
+    transfer: str,
+    arrived_unix: Mapping[Path, float] | None = None,
+) -> list[Ingested]:
+    """Register raw images in one transaction, with their exposures and visits, and announce them.
 
     Parameters
     ----------
@@ -66,7 +72,9 @@ def ingest_raws(repository: Repository, files: Iterable[str | Path], transfer: s
     files : iterable of paths
     transfer : `str`
         ``copy`` leaves the given files (a hard link where the file system
-        allows it), ``move`` removes them after the commit.
+        allows it), ``move`` removes them once they are announced.
+    arrived_unix : mapping of `pathlib.Path` to `float`, optional
+        When each file landed; else the time of its last change.
 
     Returns
     -------
@@ -81,7 +89,11 @@ def ingest_raws(repository: Repository, files: Iterable[str | Path], transfer: s
     for one in read:
         if one.path is not None:
             good.setdefault(one.path, one)  # the same image twice in one batch
-    known = _register(repository, [(one.path, one.source, one.info) for one in good.values() if one.path and one.info])
+    raws = [(one.path, one.source, one.info) for one in good.values() if one.path and one.info]
+    arrived = {source: (arrived_unix or {}).get(source) or source.stat().st_mtime for _, source, _ in raws}
+    known = _register(repository, raws)
+    for path, source, info in raws:
+        _announce(repository, path, info, arrived[source])
     if transfer == "move":
         for one in read:
             if one.path is not None:
@@ -92,6 +104,20 @@ def ingest_raws(repository: Repository, files: Iterable[str | Path], transfer: s
         else one
         for one in read
     ]
+
+
+def _announce(repository: Repository, path: Path, info: ImageInfo, arrived_unix: float) -> None:
+    announce(
+        repository.root,
+        info.instrument,
+        group=info.group,
+        image=image_name(info.exposure, repository.camera.image_prefix),
+        snap=info.snap,
+        detector=info.detector,
+        path=str(path),
+        exposure=info.exposure,
+        arrived_unix=arrived_unix,
+    )
 
 
 def _examine(camera: Camera, file: Path) -> Ingested:

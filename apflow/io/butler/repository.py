@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from apflow.config import load_config
-from apflow.errors import BadRequest
+from apflow.errors import BadRequest, ServiceError
 from apflow.io.butler import paths
 from apflow.io.butler.create import SETTINGS
 from apflow.model.camera import Camera, load_camera
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
     from apflow.io.butler.raws import Ingested
 
 _opened = threading.local()
+
+
+def _service[**P, R](method: Callable[P, R]) -> Callable[P, R]:
+    """A database that is locked or gone is a `ServiceError`: nothing was committed."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from sqlalchemy.exc import OperationalError
+
+        try:
+            return method(*args, **kwargs)
+        except OperationalError as error:
+            raise ServiceError(f"the Butler's registry failed in {method.__name__}: {error.orig}") from error
+
+    return call
 
 
 class Repository:
@@ -53,6 +70,8 @@ class Repository:
         self.instrument = self.camera.instrument
         self._identity = _inode(self.root)
         self.butler = Butler.from_config(str(self.root), writeable=writeable)
+        # Those of `open` are dropped with their thread: the connection must not outlive them.
+        self._finalizer = weakref.finalize(self, self.butler.close)
 
     @classmethod
     def open(cls, root: str | Path, writeable: bool = False) -> Repository:
@@ -67,7 +86,7 @@ class Repository:
 
     def close(self) -> None:
         """Close the connection to the registry."""
-        self.butler.close()
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +94,7 @@ class Repository:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @_service
     def ingest_calibs(
         self,
         kind: str,
@@ -88,6 +108,7 @@ class Repository:
 
         return ingest_calibs(self, kind, files, physical_filter, valid, transfer)
 
+    @_service
     def ingest_templates(
         self, files: Mapping[tuple[int, int], str | Path], skymap: SkyMap, band: str, transfer: str = "auto"
     ) -> int:
@@ -96,24 +117,30 @@ class Repository:
 
         return ingest_templates(self, files, skymap, band, transfer)
 
+    @_service
     def ingest_reference(self, stars: pd.DataFrame) -> int:
         """Store a reference catalogue; see `apflow.io.butler.ingest.ingest_reference`."""
         from apflow.io.butler.ingest import ingest_reference
 
         return ingest_reference(self, stars)
 
-    def ingest_raws(self, files: Iterable[str | Path], transfer: str = "copy") -> list[Ingested]:
+    @_service
+    def ingest_raws(
+        self, files: Iterable[str | Path], transfer: str = "copy", arrived_unix: Mapping[Path, float] | None = None
+    ) -> list[Ingested]:
         """Register raw images; see `apflow.io.butler.raws.ingest_raws`."""
         from apflow.io.butler.raws import ingest_raws
 
-        return ingest_raws(self, files, transfer)
+        return ingest_raws(self, files, transfer, arrived_unix)
 
+    @_service
     def find_inputs(self, visit: Visit, detectors: Sequence[int], camera: Camera | None = None) -> dict[int, Inputs]:
         """Files that each detector of a visit reads; see `apflow.io.butler.inputs.find_inputs`."""
         from apflow.io.butler.inputs import find_inputs
 
         return find_inputs(self, visit, detectors, camera or self.camera)
 
+    @_service
     def register_outputs(self, run: str, outputs: Iterable[tuple[OutputFile, int, int]]) -> int:
         """Register files that detectors wrote, each with its visit and detector, in one transaction.
 

@@ -75,7 +75,7 @@ def with_latency(ledger: pd.DataFrame) -> pd.DataFrame:
 def metric_columns(ledger: pd.DataFrame) -> list[str]:
     """Numeric columns of the ledger that hold something, the most asked for first."""
     table = with_latency(ledger)
-    numeric = [c for c in table if c not in _NO_METRIC and pd.api.types.is_numeric_dtype(table[c].dtype)]
+    numeric = [c for c in map(str, table) if c not in _NO_METRIC and pd.api.types.is_numeric_dtype(table[c].dtype)]
     known = [c for c in numeric if np.isfinite(_numbers(table[c])).any()]
     return [c for c in _FIRST if c in known] + sorted(c for c in known if c not in _FIRST)
 
@@ -116,7 +116,9 @@ def _drawn_sizes(camera: Camera, centres: NDArray[np.float64]) -> NDArray[np.flo
         apart = np.abs(centres[:, None] - centres[None])
         room = (apart / ((sizes[:, None] + sizes[None]) / 2)).max(-1)
         np.fill_diagonal(room, np.inf)
-        growth = room.min(1)  # a pair that both grow by no more than its room does not meet
+        purpose = np.array([d.purpose for d in camera.detectors])
+        # Halves of wavefront CCDs are close to each other, and must not make their neighbours small.
+        growth = np.where(purpose[:, None] == purpose[None], room, np.inf).min(1)
         sizes *= 0.95 * np.minimum(growth, np.median(growth))[:, None]
     return sizes
 

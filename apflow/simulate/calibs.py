@@ -63,7 +63,7 @@ def response(scenario: Scenario, detector_id: int) -> Response:
         rows, columns = np.arange(amp.ny)[:: -1 if amp.flip_y else 1], np.arange(amp.nx)[:: -1 if amp.flip_x else 1]
         near = rng.uniform(2, 8) * np.exp(-rows / 40.0)
         bias[part] = (near[:, None] + rng.normal(0, 0.8, amp.nx) + 2.0 * np.exp(-columns / 15.0)).astype(np.float32)
-        dark[part] = np.float32(rng.uniform(0.01, 0.04)) + np.float32(0.1) * np.exp(-rows / 10.0)[:, None]
+        dark[part] = np.float32(rng.uniform(0.02, 0.06)) + np.float32(0.1) * np.exp(-rows / 10.0)[:, None]
         gains.append(amp.gain * rng.uniform(0.985, 1.015))
         levels.append(rng.uniform(1500.0, 2500.0))
         gain_ratio[part] = amp.gain / gains[-1]

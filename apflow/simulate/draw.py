@@ -26,7 +26,8 @@ def draw(image: F4, x: F8, y: F8, weights: F8, covariances: F8, floor: float) ->
     covariances : `numpy.ndarray`, (n, m, 3)
         xx, xy, yy in pixels squared.
     floor : `float`
-        A Gaussian is drawn out to where it falls below this, and to 4 sigma at least.
+        A Gaussian is drawn out to where it falls below this, or further where more than 1e-4 of the source's
+        flux would be missing; what is cut off is made up for inside.
     """
     _draw(image, x, y, weights, covariances, floor)
 
@@ -35,6 +36,7 @@ def draw(image: F4, x: F8, y: F8, weights: F8, covariances: F8, floor: float) ->
 def _draw(image: Any, x: Any, y: Any, weights: Any, covariances: Any, floor: float) -> None:
     ny, nx = image.shape
     for i in range(weights.shape[0]):
+        total = weights[i].sum()
         for m in range(weights.shape[1]):
             flux = weights[i, m]
             if flux == 0.0:
@@ -42,7 +44,8 @@ def _draw(image: Any, x: Any, y: Any, weights: Any, covariances: Any, floor: flo
             xx, xy, yy = covariances[i, m]
             det = xx * yy - xy * xy
             peak = flux / (2.0 * math.pi * math.sqrt(det))
-            reach = 2.0 * max(8.0, math.log(max(abs(peak) / floor, 1.0)))
+            reach = 2.0 * math.log(max(abs(peak) / floor, flux / total / 1e-4, 2.0))
+            peak /= 1.0 - math.exp(-reach / 2.0)
             height = math.sqrt(reach * yy)
             a, b = yy / det, -xy / det
             y0, y1 = max(0, math.ceil(y[i] - height)), min(ny - 1, math.floor(y[i] + height))

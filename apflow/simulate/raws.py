@@ -59,13 +59,16 @@ def render_raw(scenario: Scenario, visit: Visit, snap: int, detector_id: int) ->
     return raw, truth_table(scene, expected, ccd.flat, bad)
 
 
-def expected_electrons(scene: Scene, snap: int) -> F4:
-    """Mean electrons (ny, nx) in each pixel before saturation: sources, sky and dark current."""
+def expected_electrons(scene: Scene, snap: int, *, changed: bool = True) -> F4:
+    """Mean electrons (ny, nx) in each pixel before saturation: sources, sky and dark current.
+
+    Without `changed`, what the same exposure would hold of the template's sky.
+    """
     scenario, state, camera = scene.scenario, scene.state, scene.camera
     ccd = response(scenario, scene.detector.id)
     exposure_s = state.shutter_s[snap]
     electrons_per_njy = scenario.electrons_per_njy * state.transparency * exposure_s
-    sky = _sky_level(scene, exposure_s)
+    sky = sky_level(scene, exposure_s)
     image = np.zeros(scene.detector.shape, np.float32)
     floor = 0.02 * float(np.sqrt(sky.mean()))
     region = camera.region(scene.detector, state.ra_deg, state.dec_deg, state.rotation_deg)
@@ -79,8 +82,8 @@ def expected_electrons(scene: Scene, snap: int) -> F4:
     changes = field.changes(region, _MARGIN_ARCSEC)
     opened = scene.opened_s(snap)
     ends = [scene.wcs.sky_to_pixel(*change_position(changes, opened + t)) for t in (0.0, exposure_s)]
-    flux = change_flux(changes, opened + exposure_s / 2) * electrons_per_njy
-    draw_points(image, scene.psf, *trail_points(*ends[0], *ends[1], flux), floor)
+    flux = change_flux(changes, opened + exposure_s / 2) if changed else changes["template_flux"].to_numpy()
+    draw_points(image, scene.psf, *trail_points(*ends[0], *ends[1], flux * electrons_per_njy), floor)
 
     image += sky
     image *= ccd.flat
@@ -88,7 +91,7 @@ def expected_electrons(scene: Scene, snap: int) -> F4:
     return image
 
 
-def _sky_level(scene: Scene, exposure_s: float) -> F4:
+def sky_level(scene: Scene, exposure_s: float) -> F4:
     """Electrons a pixel of the sky, a plane over the CCD."""
     camera, state = scene.camera, scene.state
     ny, nx = scene.detector.shape
@@ -118,7 +121,7 @@ def _saturate(electrons: F4, detector: Detector) -> NDArray[np.bool_]:
     full = np.zeros(electrons.shape, bool)
     for y0, ny in sorted({(a.y0, a.ny) for a in detector.amplifiers}):
         amp = next(a for a in detector.amplifiers if a.y0 == y0)
-        well = np.float32(_FULL_WELL * amp.saturation * amp.gain)
+        well = _FULL_WELL * amp.saturation * amp.gain
         bleed(electrons, well, y0, y0 + ny)
         full[y0 : y0 + ny] = electrons[y0 : y0 + ny] >= 0.999 * well
     return full

@@ -17,6 +17,7 @@ from apflow.errors import BadRequest
 from apflow.model.camera import Camera, Filter, load_camera
 from apflow.model.ids import day_obs, exposure_id, image_name
 from apflow.model.visit import Visit
+from apflow.simulate.optics import NEFF
 
 #: nJy of AB magnitude 0, as a magnitude (Oke & Gunn 1983).
 NJY_MAG = 31.4
@@ -104,7 +105,7 @@ class Scenario:
 
 def generator(scenario: Scenario, purpose: str, *numbers: int) -> np.random.Generator:
     """The generator for one purpose: a function of the scenario's seed, the purpose and its numbers."""
-    entropy = [scenario.seed, zlib.crc32(purpose.encode()), *(n & 0xFFFFFFFF for n in numbers)]
+    entropy = [scenario.seed, zlib.crc32(purpose.encode()), len(numbers), *(n & 0xFFFFFFFF for n in numbers)]
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
 
 
@@ -196,21 +197,38 @@ class Conditions:
 
 
 def conditions(scenario: Scenario, visit: Visit) -> Conditions:
-    """The true conditions of a visit: pointing within 2", rotation within 32" (LDM-151)."""
+    """The true conditions of a visit: pointing within 2", rotation within 32" (LDM-151).
+
+    Seeing, transparency and sky vary by themselves; where together they would
+    lead further than 0.2 mag from the nominal depth, the sky gives way.
+    """
     rng = generator(scenario, "conditions", visit_index(scenario, visit))
     physical = scenario.load_filter()
     radius, angle = 2.0 / 3600.0 * np.sqrt(rng.uniform()), rng.uniform(0, 2 * np.pi)
     slope = rng.uniform(-1, 1, 9)
+    fwhm_arcsec, transparency = physical.fwhm * rng.uniform(0.94, 1.08), rng.uniform(0.92, 1.0)
+    darkest, brightest = (_sky_mag(scenario, fwhm_arcsec, transparency, physical.depth + d) for d in (0.2, -0.2))
     return Conditions(
         ra_deg=float(scenario.ra_deg + radius * np.cos(angle) / np.cos(np.radians(scenario.dec_deg))) % 360.0,
         dec_deg=float(np.clip(scenario.dec_deg + radius * np.sin(angle), -90.0, 90.0)),
         rotation_deg=float(scenario.rotation_deg + rng.uniform(-32, 32) / 3600.0),
-        fwhm_arcsec=float(physical.fwhm * rng.uniform(0.94, 1.08)),
+        fwhm_arcsec=float(fwhm_arcsec),
         fwhm_slope=(0.04 * float(slope[0]), 0.04 * float(slope[1]), 0.05 * float(abs(slope[2]))),
         shape=(0.03 * float(slope[3]), 0.03 * float(slope[4])),
         shape_slope=(0.02 * float(slope[5]), 0.02 * float(slope[6]), 0.02 * float(slope[7]), 0.02 * float(slope[8])),
-        sky_mag=float(physical.sky + rng.uniform(-0.15, 0.15)),
+        sky_mag=float(np.clip(physical.sky + rng.uniform(-0.15, 0.15), brightest, darkest)),
         sky_slope=(0.03 * float(rng.uniform(-1, 1)), 0.03 * float(rng.uniform(-1, 1))),
-        transparency=float(rng.uniform(0.92, 1.0)),
+        transparency=float(transparency),
         shutter_s=tuple(float(scenario.snap_time_s + d) for d in rng.uniform(-0.05, 0.05, scenario.nsnaps)),
     )
+
+
+def _sky_mag(scenario: Scenario, fwhm_arcsec: float, transparency: float, depth: float) -> float:
+    """Sky (mag/arcsec^2) that gives a 30 s visit this 5-sigma depth: F^2 / 25 = F + n_eff (sky + read noise^2)."""
+    camera, physical = scenario.load_camera(), scenario.load_filter()
+    area = camera.pixel_scale_arcsec**2
+    flux = 30.0 * transparency * 10 ** (0.4 * (physical.zero_point - depth))
+    read2 = np.mean([d.amplifiers[0].read_noise ** 2 for d in camera.detectors])
+    sky = (flux**2 / 25 - flux) / (NEFF * fwhm_arcsec**2 / area) - read2
+    # No sky is dark enough where the read noise alone is too much: 1 electron a pixel stands for none.
+    return float(physical.zero_point - 2.5 * np.log10(max(sky, 1.0) / 30.0 / area))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,10 +62,9 @@ def see(scenario: Scenario, visit: Visit, detector_id: int) -> Scene:
     return Scene(scenario, visit, camera, detector, state, wcs, visit_psf(camera, detector, state))
 
 
-@functools.lru_cache(maxsize=4)
 def edge_mm(camera: Camera) -> float:
     """Distance of the furthest CCD's centre from the middle of the focal plane, mm; 1 at least."""
-    return max(1.0, *(float(np.hypot(d.x_mm, d.y_mm)) for d in camera.detectors))
+    return max(1.0, *(math.hypot(d.x_mm, d.y_mm) for d in camera.detectors))
 
 
 def visit_psf(camera: Camera, detector: Detector, state: Conditions) -> PsfField:
@@ -74,9 +73,9 @@ def visit_psf(camera: Camera, detector: Detector, state: Conditions) -> PsfField
 
     def at(x: ArrayLike, y: ArrayLike) -> tuple[F8, F8, F8]:
         u, v = (c / edge for c in camera.focal_plane(detector, x, y))
-        fwhm = state.fwhm_arcsec / camera.pixel_scale_arcsec
-        fwhm = fwhm * (1 + state.fwhm_slope[0] * u + state.fwhm_slope[1] * v + state.fwhm_slope[2] * (u * u + v * v))
-        slope = state.shape_slope
+        tilt, slope = state.fwhm_slope, state.shape_slope
+        fwhm = 1 + tilt[0] * u + tilt[1] * v + tilt[2] * (u * u + v * v)
+        fwhm *= state.fwhm_arcsec / camera.pixel_scale_arcsec
         return fwhm, state.shape[0] + slope[0] * u + slope[1] * v, state.shape[1] + slope[2] * u + slope[3] * v
 
     return PsfField(at)

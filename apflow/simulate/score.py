@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -83,7 +84,7 @@ def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tupl
                 "purity": _share(real[(snr_seen > low) & (snr_seen <= high)]),
                 "n_sources": int(((snr_seen > low) & (snr_seen <= high)).sum()),
             }
-            for low, high in zip(SNR_BINS[:-1], SNR_BINS[1:], strict=True)
+            for low, high in itertools.pairwise(SNR_BINS)
         ],
     }
 
@@ -105,9 +106,9 @@ def _match(
     pairs: list[NDArray[np.int64]] = []
     rows_of = sources.groupby(["visit", "detector"]).indices
     for key, t in truth.groupby(["visit", "detector"]).indices.items():
-        s = rows_of.get(key)
-        if s is None:
+        if key not in rows_of:
             continue
+        s = np.asarray(rows_of[key])
         here, seen = truth.iloc[t], sources.iloc[s]
         centre = float(here["ra"].iloc[0]), float(here["dec"].iloc[0])
         places = np.stack(project(seen["ra"].to_numpy(float), seen["dec"].to_numpy(float), *centre), -1) * 3600.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,10 @@ class Sky:
             for ix in range(cells[0].min(), cells[0].max() + 1)
         ]
         table = pd.concat(tables, ignore_index=True)
-        return table[grown.contains(table["ra"].to_numpy(), table["dec"].to_numpy())].reset_index(drop=True)
+        inside: pd.DataFrame = table[grown.contains(table["ra"].to_numpy(), table["dec"].to_numpy())].reset_index(
+            drop=True
+        )
+        return inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +124,8 @@ def change_columns() -> list[str]:
     flux (nJy) at the start; amplitude (nJy), period_s and phase of a sinusoid
     about it; rate_ra, rate_dec (arcsec/s on the sky).
     """
-    return "truth_id kind ra dec template_flux flux amplitude period_s phase rate_ra rate_dec".split()
+    motion = ["rate_ra", "rate_dec"]
+    return ["truth_id", "kind", "ra", "dec", "template_flux", "flux", "amplitude", "period_s", "phase", *motion]
 
 
 def change_flux(changes: pd.DataFrame, elapsed_s: float) -> F8:
@@ -152,7 +157,7 @@ def _patch(sky: Sky, ix: int, iy: int) -> _Patch:
         x, y = _spread(rng, n) if dense else rng.uniform(-0.5, 0.5, (2, n))
         return (ix + x) * side, (iy + y) * side
 
-    def table(family: int, x: F8, y: F8, **columns: object) -> pd.DataFrame:
+    def table(family: int, x: F8, y: F8, **columns: Any) -> pd.DataFrame:
         ra, dec = deproject(x, y, sky.scenario.ra_deg, sky.scenario.dec_deg)
         return pd.DataFrame({"truth_id": first + (family << 10) + np.arange(len(x)), "ra": ra, "dec": dec, **columns})
 
@@ -188,13 +193,13 @@ def _njy(mag: F8) -> F8:
 
 def _star_magnitudes(rng: np.random.Generator, n: int, depth: float) -> F8:
     """log N rises by 0.4 a magnitude down to 5 mag above the depth, then by 0.12."""
-    grid = np.linspace(depth - 10.5, depth + 0.3, 400)
+    grid = np.linspace(depth - 12.0, depth + 0.3, 400)
     rate = 10 ** np.where(grid < depth - 5, 0.4 * (grid - depth + 5), 0.12 * (grid - depth + 5))
     cumulative = np.cumsum(rate)
     return np.interp(rng.uniform(0, 1, n), cumulative / cumulative[-1], grid)
 
 
-def _galaxy_columns(rng: np.random.Generator, n: int, depth: float) -> dict[str, object]:
+def _galaxy_columns(rng: np.random.Generator, n: int, depth: float) -> dict[str, Any]:
     """log N rises by 0.35 a magnitude; sizes shrink with magnitude; a third are de Vaucouleurs."""
     low, high = 10 ** (0.35 * -6.0), 10 ** (0.35 * 0.3)
     mag = depth + np.log10(rng.uniform(low, high, n)) / 0.35
@@ -214,11 +219,11 @@ def _snr_flux(rng: np.random.Generator, n: int, scenario: Scenario, low: float =
     return np.exp(rng.uniform(np.log(low), np.log(high), n)) * scenario.depth_njy / 5.0
 
 
-def _steady(n: int) -> dict[str, object]:
+def _steady(n: int) -> dict[str, Any]:
     return {"amplitude": np.zeros(n), "period_s": np.ones(n), "phase": np.zeros(n), "rate_ra": 0.0, "rate_dec": 0.0}
 
 
-def _variable_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> dict[str, object]:
+def _variable_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> dict[str, Any]:
     """Stars that are now brighter or fainter than in the template, and go on changing over hours."""
     change = _snr_flux(rng, n, scenario)
     template = change * rng.uniform(1.5, 8.0, n)
@@ -233,7 +238,7 @@ def _variable_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> d
     }
 
 
-def _transient_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> dict[str, object]:
+def _transient_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> dict[str, Any]:
     """New points of light, and one in five that has faded since the template."""
     flux = _snr_flux(rng, n, scenario)
     faded = rng.uniform(size=n) < 0.2
@@ -245,9 +250,7 @@ def _transient_columns(rng: np.random.Generator, n: int, scenario: Scenario) -> 
     }
 
 
-def _hosted_columns(
-    rng: np.random.Generator, hosts: F8, counts: dict[str, int], scenario: Scenario
-) -> dict[str, object]:
+def _hosted_columns(rng: np.random.Generator, hosts: F8, counts: dict[str, int], scenario: Scenario) -> dict[str, Any]:
     n = counts["hosted"] if len(hosts) else 0
     return {**_steady(n), "kind": "hosted", "template_flux": np.zeros(n), "flux": _snr_flux(rng, n, scenario)}
 
@@ -261,7 +264,7 @@ def _in_hosts(rng: np.random.Generator, gx: F8, gy: F8, galaxies: pd.DataFrame, 
     return gx[host] + offset[0], gy[host] + offset[1]
 
 
-def _mover_columns(rng: np.random.Generator, n: int, scenario: Scenario, *, trail: bool) -> dict[str, object]:
+def _mover_columns(rng: np.random.Generator, n: int, scenario: Scenario, *, trail: bool) -> dict[str, Any]:
     """Main-belt rates, 0.15 to 0.6 degrees a day; trails 2 to 8, bright enough to be seen."""
     low, high = (2.0, 8.0) if trail else (0.15, 0.6)
     rate = rng.uniform(low, high, n) * 3600.0 / 86400.0

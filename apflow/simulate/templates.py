@@ -54,7 +54,7 @@ def template_fwhm_arcsec(scenario: Scenario) -> float:
 def saturation_njy(scenario: Scenario) -> float:
     """Surface brightness (nJy a pixel) at which the visits behind a template saturate."""
     camera = scenario.load_camera()
-    well = min(amp.saturation * amp.gain for d in camera.detectors for amp in d.amplifiers)
+    well = min(d.amplifiers[0].saturation * d.amplifiers[0].gain for d in camera.detectors)
     return (well - _sky_electrons(scenario)) / (scenario.electrons_per_njy * _NOMINAL_S)
 
 

@@ -138,7 +138,7 @@ def _on_good_pixels(bad: NDArray[np.bool_], x: F8, y: F8) -> NDArray[np.bool_]:
         dy, dx = np.mgrid[row - reach : row + reach + 1, column - reach : column + reach + 1]
         core = np.hypot(dx - x[i], dy - y[i]) <= CORE_PX
         good[i] = not bad[dy[core], dx[core]].any()
-    return good
+    return np.asarray(good)
 
 
 def _saturated_in_template(scene: Scene, region: Region, x: F8, y: F8) -> NDArray[np.bool_]:

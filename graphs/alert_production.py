@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apflow.graph import gathers
-
 from apflow.config import Config
+from apflow.graph import gathers
 from apflow.model.ledger import Outcome
 from apflow.model.products import DetectorResult, Plan
 from apflow.model.visit import Visit
@@ -41,7 +40,7 @@ def detector(visit: Visit, detector: int, plan: Plan, config: Config) -> Detecto
 
     # Catalogues: the history is read when the sources are known, immediately before association.
     history = read_history(visit, detector, region, sources, config)
-    associated = associate(sources, history, config)
+    associated = associate(sources, history, region, config)
     forced = force_photometry(associated, history, difference, science, config)
     return package_alerts(plan, snaps, associated, history, forced, difference, science, config)
 

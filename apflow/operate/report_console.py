@@ -43,7 +43,7 @@ def _latency(summary: Mapping[str, Any]) -> Table:
 
 
 def _score(summary: Mapping[str, Any]) -> Table:
-    rows = [(name, _number(value)) for name, value in summary["score"].items()]
+    rows = [(name, _number(value)) for name, value in summary["score"].items() if not isinstance(value, list)]
     return _table("Score", ("", "value"), rows)
 
 

@@ -132,6 +132,8 @@ def score_table(score: Mapping[str, Any]) -> str:
     rows = []
     for key, value in score.items():
         label, unit = metric_label(key)
+        if isinstance(value, list):
+            continue  # by bin of S/N: in the JSON
         shown = _percent(value) if key in _PERCENTS else number(value, 3)
         rows.append((escape(_PERCENTS.get(key, label)), shown, escape("" if key in _PERCENTS else unit)))
     return table(("Score", "Value", "Unit"), rows) if rows else '<p class="quiet">Not scored.</p>'

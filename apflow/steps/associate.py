@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from apflow.catalogs import associate as catalogs
-from apflow.catalogs import forced as forced_catalogs
+from apflow.catalogs.forced import forced_rows
 from apflow.config import Config
 from apflow.graph import node
 from apflow.io.ppdb import open_ppdb
@@ -33,8 +33,9 @@ def load_history(region: Region, sources: pd.DataFrame, config: Config) -> Histo
     """Read the PPDB without waiting."""
     settings, ppdb = config.associate, open_ppdb(config.ppdb_url)
     objects = ppdb.getDiaObjects(region, settings.margin_arcsec)
-    known = objects["diaObjectId"].to_numpy(np.int64)
-    mjd = float(sources["midpointMjdTai"].iloc[0]) if len(sources) else None
+    # Without sources there is nothing to associate and no alert to tell a history in: the objects alone are forced.
+    known = [int(i) for i in objects["diaObjectId"]] if len(sources) else []
+    mjd = float(sources["midpointMjdTai"].iloc[0]) if len(sources) else 0.0
     return History(
         objects=objects,
         sources=ppdb.getDiaSources(region, known, mjd, settings.history_days),
@@ -43,7 +44,7 @@ def load_history(region: Region, sources: pd.DataFrame, config: Config) -> Histo
 
 
 @node
-def associate(sources: pd.DataFrame, history: History, config: Config) -> Associated:
+def associate(sources: pd.DataFrame, history: History, region: Region, config: Config) -> Associated:
     """DiaSources to DiaObjects by globally optimal matching; the rest make new DiaObjects."""
     settings = config.associate
     return catalogs.associate(
@@ -52,6 +53,7 @@ def associate(sources: pd.DataFrame, history: History, config: Config) -> Associ
         radius_arcsec=settings.radius_arcsec,
         position_floor_arcsec=settings.position_floor_arcsec,
         max_new_objects=settings.max_new_objects,
+        region=region,
     )
 
 
@@ -59,11 +61,24 @@ def associate(sources: pd.DataFrame, history: History, config: Config) -> Associ
 def force_photometry(
     associated: Associated, history: History, difference: Difference, science: Exposure, config: Config
 ) -> pd.DataFrame:
-    """DiaForcedSources: PSF fluxes at every DiaObject on the detector."""
+    """DiaForcedSources: PSF fluxes on the difference and science images at every DiaObject on the detector."""
     info, wcs = science.info, science.wcs
     assert info is not None and wcs is not None
-    objects = forced_catalogs.objects_to_force(history.objects, associated.objects)
+    columns = ["diaObjectId", "ra", "dec"]
+    updated = history.objects["diaObjectId"].isin(associated.objects["diaObjectId"])
+    objects = pd.concat([history.objects.loc[~updated, columns], associated.objects[columns]], ignore_index=True)
     x, y = wcs.sky_to_pixel(objects["ra"].to_numpy(float), objects["dec"].to_numpy(float))
-    difference_flux = forced_flux(difference.exposure, x, y)
-    science_flux = forced_flux(science, x, y)
-    return forced_catalogs.forced_rows(objects, difference_flux, science_flux, info)
+    flux, flux_err = forced_flux(difference.exposure, x, y)
+    science_flux, science_flux_err = forced_flux(science, x, y)
+    measured = np.isfinite(flux) & np.isfinite(flux_err)
+    return forced_rows(
+        objects[measured],
+        psf_flux=flux[measured],
+        psf_flux_err=flux_err[measured],
+        science_flux=science_flux[measured],
+        science_flux_err=science_flux_err[measured],
+        visit=info.exposure,
+        detector=info.detector,
+        band=info.band,
+        midpoint_mjd_tai=info.mjd_mid_tai,
+    )

@@ -10,7 +10,6 @@ registered already is left as it is.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ from astropy.time import Time
 from apflow.config import Config
 from apflow.errors import ServiceError
 from apflow.graph import node
-from apflow.io.alerts.archive import Archive
+from apflow.io.alerts.archive import Archive, open_archive
 from apflow.io.alerts.publish import publish
 from apflow.io.butler import Repository
 from apflow.io.ppdb import open_ppdb
@@ -34,25 +33,19 @@ from apflow.steps.visits import detector_region
 _MAX_RACES = 5
 
 
-@functools.cache
-def _archive(url: str) -> Archive:
-    """One writer a process: it appends to a file of its own."""
-    return Archive(url)
-
-
 @node(gather=True)
 def archive_packets(visit: Visit, batch: tuple[Ended, ...], config: Config) -> Archived:
     """Append the packets and sync: they outlive the worker before anything announces them."""
-    rows: list[OutboxRow] = []
-    for ended in batch:
-        if ended.failure is None:
-            rows += _append(ended.value, config)
-    return Archived(visit, batch, tuple(rows))
+    return Archived(visit, batch, tuple(_append([e.value for e in batch if e.failure is None], config)))
 
 
-def _append(result: DetectorResult, config: Config) -> list[OutboxRow]:
-    archive = _archive(config.alerts_url)
-    return archive.append(result.packets, result.visit.visit, result.detector, result.day_obs)
+def _append(results: Sequence[DetectorResult], config: Config) -> list[OutboxRow]:
+    packets = [(r.packets, r.visit.visit, r.detector) for r in results]
+    return _archive(config).append_batch(packets, results[0].day_obs) if results else []
+
+
+def _archive(config: Config) -> Archive:
+    return open_archive(config.alerts_url, config.packets.schema_version)
 
 
 @node(gather=True)
@@ -75,7 +68,7 @@ def write_ppdb(archived: Archived, config: Config) -> Stored:
         rows = [row for row in rows if row.detector not in lost]
         waiting = {d: _again(waiting[d], config) for d in lost}
         results |= waiting
-        rows += [row for result in waiting.values() for row in _append(result, config)]
+        rows += _append(list(waiting.values()), config)
     else:
         raise ServiceError(f"detectors {sorted(lost)} lost the race for their DiaObjects {_MAX_RACES} times")
     stored_unix = time.time()
@@ -89,7 +82,7 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
     region = detector_region(result.visit, result.detector, config)
     bare = result.sources.assign(diaObjectId=None)
     history: History = load_history(region, bare, config)
-    associated = associate(bare, history, config)
+    associated = associate(bare, history, region, config)
     return dataclasses.replace(
         result,
         sources=associated.sources,
@@ -119,7 +112,7 @@ def _outcome(visit: Visit, ended: Ended, results: dict[int, DetectorResult], sto
 @node(gather=True)
 def publish_alerts(stored: Stored, config: Config) -> tuple[Outcome, ...]:
     """Send what the outbox holds of the batch, exactly the bytes that were made durable."""
-    publish(open_ppdb(config.ppdb_url), _archive(config.alerts_url), stored.rows)
+    publish(open_ppdb(config.ppdb_url), _archive(config), stored.rows)
     now = time.time()
     return tuple(dataclasses.replace(o, published_unix=now) if o.state is State.DONE else o for o in stored.outcomes)
 

@@ -12,8 +12,9 @@ from apflow.graph import node
 from apflow.io.alerts.cutouts import cutout_fits
 from apflow.io.alerts.packets import build_packets
 from apflow.io.butler import output_path
-from apflow.io.fits import write_exposure, write_table
+from apflow.io.fits import write_exposure
 from apflow.io.metrics import write_bundle
+from apflow.io.tables import write_table
 from apflow.model.exposure import Exposure
 from apflow.model.ids import day_obs_of
 from apflow.model.products import (
@@ -26,7 +27,7 @@ from apflow.model.products import (
     Plan,
     Snaps,
 )
-from apflow.pixels.cutouts import cut
+from apflow.pixels.cutouts import cut, cutout_size
 
 #: Units of the metrics that a detector leaves; the full list is written every time.
 METRIC_UNITS: Mapping[str, str] = {
@@ -117,10 +118,11 @@ def packets_of(
 def _stamps(
     sources: pd.DataFrame, difference: Difference, science: Exposure, config: Config
 ) -> dict[int, tuple[bytes, bytes, bytes]]:
-    low, high = config.packets.cutout_px, config.packets.cutout_max_px
-    sizes = np.clip(sources["bboxSize"].fillna(0).to_numpy(int), low, high)
+    limits = config.packets.cutout_px, config.packets.cutout_max_px
     stamps = {}
-    for key, x, y, size in zip(sources["diaSourceId"], sources["x"], sources["y"], sizes, strict=True):
+    boxes = sources["bboxSize"].fillna(0)
+    for key, x, y, box in zip(sources["diaSourceId"], sources["x"], sources["y"], boxes, strict=True):
+        size = cutout_size(box, *limits)
         planes = (difference.exposure, science, difference.matched)
         d, s, t = (cutout_fits(cut(plane, x, y, size)) for plane in planes)
         stamps[int(key)] = (d, s, t)

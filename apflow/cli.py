@@ -1,0 +1,216 @@
+"""The ``apflow`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from apflow import __version__
+from apflow.errors import ApflowError, BadRequest, ServiceError
+from apflow.model.ledger import State
+
+#: Exit codes by outcome; those of sysexits.h where it has one.
+EXIT_CODES = {
+    State.DONE: 0,
+    State.FAILED: 1,
+    State.NO_TEMPLATE: 20,
+    State.NO_CALIB: 21,
+    State.CANCELLED: 22,
+    State.BAD_DATA: 65,
+    State.IMAGE_TIMEOUT: 75,
+}
+EXIT_BAD_REQUEST = 2
+EXIT_SERVICE = 69
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Alert production as a Dask dataflow graph (LSST DMTN-092).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+graph_app = typer.Typer(help="The graphs and their pictures.", no_args_is_help=True)
+app.add_typer(graph_app, name="graph")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"apflow {__version__}")
+        raise typer.Exit
+
+
+_Version = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+_Camera = typer.Option("--camera", help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
+_Filter = typer.Option("--filter", help="Physical filter or band.")
+_Ppdb = typer.Option("--ppdb", help="duckdb:///path; default: in the repository.")
+_Alerts = typer.Option("--alerts", help="file:///folder of the alert archive; default: in the repository.")
+
+
+@app.callback()
+def _root(version: Annotated[bool, _Version] = False) -> None: ...
+
+
+def parse_size(text: str) -> int | None:
+    """``small`` (512), ``full`` (None) or a number of pixels."""
+    if text in ("small", "full"):
+        return 512 if text == "small" else None
+    if not text.isdigit():
+        raise BadRequest(f"--size {text!r} is not accepted: small, full, or a number of pixels")
+    return int(text)
+
+
+def parse_cadence(text: str) -> float:
+    """Seconds between visits; 0 for ``burst``."""
+    if text == "burst":
+        return 0.0
+    try:
+        cadence = float(text)
+    except ValueError:
+        cadence = -1.0
+    if not 0 <= cadence < 86_400:
+        raise BadRequest(f"--cadence {text!r} is not accepted: seconds (0 to 86400) or burst")
+    return cadence
+
+
+@app.command()
+def replay(
+    camera: Annotated[
+        str, typer.Option(help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
+    ] = "lsstcam",
+    detectors: Annotated[str, typer.Option(help="science, all, or a comma list of rafts, names and ids.")] = "science",
+    size: Annotated[str, typer.Option(help="small (512 px cut-outs), full, or a number of pixels.")] = "small",
+    visits: Annotated[int, typer.Option(min=1, max=1000, help="Number of visits.")] = 3,
+    cadence: Annotated[str, typer.Option(help="Seconds between visits, or burst.")] = "burst",
+    snaps: Annotated[int, typer.Option(min=1, max=2, help="Images a visit.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one a core.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sky and of everything simulated.")] = 1,
+    physical_filter: Annotated[str, _Filter] = "r",
+    butler: Annotated[str, typer.Option(help="Repository to make or continue; default: in the report's folder.")] = "",
+    ppdb: Annotated[str, _Ppdb] = "",
+    alerts: Annotated[str, _Alerts] = "",
+    report: Annotated[Path, typer.Option(help="Folder of the report and its tables.")] = Path("replay"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary there as JSON.")] = None,
+    image_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an image.")] = 120.0,
+) -> None:
+    """Simulate visits of a whole focal plane and process them end to end, with no server.
+
+    Example: apflow replay --camera comcam --visits 2 --report my-replay
+    """
+    from apflow.operate.replay import Request, run_replay
+
+    request = Request(
+        camera=camera,
+        detectors=detectors,
+        size=parse_size(size),
+        visits=visits,
+        cadence_s=parse_cadence(cadence),
+        snaps=snaps,
+        workers=workers,
+        seed=seed,
+        physical_filter=physical_filter,
+        butler=butler,
+        ppdb=ppdb,
+        alerts=alerts,
+        report=report,
+        json_file=json_file,
+        image_timeout_s=image_timeout,
+    )
+    run_replay(request, Console())
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    camera: Annotated[
+        str, typer.Option(help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
+    ] = "lsstcam",
+    size: Annotated[str, typer.Option(help="full, small (512 px cut-outs), or a number of pixels.")] = "full",
+) -> None:
+    """Make a Butler repository with the camera's instrument, detectors, filters and dataset types."""
+    from apflow.io.butler import create_repository
+
+    create_repository(directory, camera, parse_size(size))
+    typer.echo(f"made a Butler repository for {camera} in {directory}")
+
+
+@app.command()
+def detector(
+    ccd: Annotated[str, typer.Argument(help="CCD name or id, such as R22_S11 or 94.")],
+    ra: Annotated[float, typer.Option(help="Boresight right ascension, ICRS degrees.")],
+    dec: Annotated[float, typer.Option(help="Boresight declination, ICRS degrees.")],
+    exptime: Annotated[float, typer.Option(help="Expected exposure time, seconds.")],
+    butler: Annotated[str, typer.Option(help="Butler repository.")],
+    image: Annotated[list[str], typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")],
+    physical_filter: Annotated[
+        str, typer.Option("--filter", help="Physical filter or band; default: the header's.")
+    ] = "",
+    ppdb: Annotated[str, _Ppdb] = "",
+    alerts: Annotated[str, _Alerts] = "",
+    timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the images.")] = 120.0,
+) -> None:
+    """Process one CCD of one visit in this process (DMTN-092 section 2.2).
+
+    Exit codes: 0 done, 1 failed, 2 bad request, 20 no template, 21 no calib, 22 cancelled, 65 bad data, 69 a
+    service is not there, 75 no image in time.
+
+    Example: apflow detector R22_S11 --ra 150.1 --dec 2.2 --exptime 30 --butler replay/butler
+    --image MC_O_20261122_000001
+    """
+    from apflow.operate.detector import process_detector
+
+    outcome = process_detector(
+        ccd, ra, dec, exptime, physical_filter, butler, tuple(image), ppdb=ppdb, alerts=alerts, timeout_s=timeout
+    )
+    line = f"visit {outcome.visit} detector {outcome.detector}: {outcome.state}"
+    if outcome.state is State.DONE:
+        typer.echo(f"{line}, {outcome.n_sources} DiaSources, {outcome.n_alerts} alerts")
+    else:
+        typer.echo(f"{line} at {outcome.step}: {outcome.cause}", err=True)
+    raise typer.Exit(EXIT_CODES[outcome.state])
+
+
+@app.command()
+def difference(
+    science: Annotated[Path, typer.Argument(help="FITS file of the science image.")],
+    template: Annotated[Path, typer.Argument(help="FITS file of the template.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("difference"),
+) -> None:
+    """Subtract any two images: difference, DiaSources, alerts and a sheet of stamps.
+
+    Example: apflow difference science.fits template.fits --out result
+    """
+    from apflow.operate.difference import difference as run
+
+    for key, value in run(science, template, out).items():
+        typer.echo(f"{key}: {value}")
+
+
+@graph_app.command("show")
+def graph_show() -> None:
+    """Print the graph of alert production as Mermaid."""
+    from apflow.operate.picture import alert_production_markdown
+
+    typer.echo(alert_production_markdown())
+
+
+def main() -> None:
+    """Run the command; a deliberate error is one line and an exit code, never a traceback."""
+    try:
+        app()
+    except BadRequest as error:
+        _fail(error, EXIT_BAD_REQUEST)
+    except ServiceError as error:
+        _fail(error, EXIT_SERVICE)
+    except ApflowError as error:
+        _fail(error, EXIT_CODES.get(State(error.state), 1))
+    except KeyboardInterrupt:
+        _fail("interrupted; what was stored is consistent, and the same command continues", EXIT_INTERRUPTED)
+
+
+def _fail(error: object, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+    sys.exit(code)

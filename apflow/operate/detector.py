@@ -1,0 +1,117 @@
+"""One detector by hand: the command of DMTN-092 section 2.2."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from apflow.config import Config, load_config
+from apflow.errors import BadRequest
+from apflow.graphs import alert_production
+from apflow.io.arrivals import await_named_images
+from apflow.io.fits import read_info
+from apflow.model import ids
+from apflow.model.camera import load_camera
+from apflow.model.exposure import ImageInfo
+from apflow.model.ledger import Outcome
+from apflow.model.sky import separation_arcsec
+from apflow.model.visit import Visit
+from apflow.run import EagerRunner
+
+#: Announced and actual boresight may differ by this before it is reported, arcsec.
+_POINTING_TOLERANCE = 60.0
+
+
+def process_detector(
+    ccd: str,
+    ra_deg: float,
+    dec_deg: float,
+    exposure_time_s: float,
+    physical_filter: str,
+    butler: str,
+    images: tuple[str, ...],
+    *,
+    ppdb: str = "",
+    alerts: str = "",
+    timeout_s: float = 120.0,
+) -> Outcome:
+    """Run the graph of alert production for one CCD, here and now.
+
+    The arguments are those of DMTN-092 section 2.1. They do not say how the
+    camera is rotated, so the image is awaited first and the rotation, like
+    everything else, taken from its header.
+
+    Returns
+    -------
+    outcome : `Outcome`
+        How the detector-visit ended.
+
+    Raises
+    ------
+    BadRequest
+        An argument is not acceptable.
+    """
+    config = repository_config(butler, ppdb, alerts, timeout_s)
+    camera = load_camera(config.camera, config.size)
+    detector = camera.detector(ccd)
+    names = [ids.parse_image_name(name) for name in images]
+    announced = camera.filter(physical_filter) if physical_filter else None
+    visit = Visit(
+        instrument=camera.instrument,
+        visit=names[0].exposure,
+        group="",
+        ra_deg=ra_deg,
+        dec_deg=dec_deg,
+        rotation_deg=0.0,
+        physical_filter=announced.physical_filter if announced else "",
+        band=announced.band if announced else "",
+        exposure_time_s=exposure_time_s,
+        images=tuple(ids.image_name(n.exposure, camera.image_prefix) for n in names),
+    )
+    path = await_named_images(config.butler, camera.instrument, visit.images, detector.id, timeout_s)
+    visit = _with_header(visit, read_info(path))
+    outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [detector.id], config)
+    return outcomes[0]
+
+
+def repository_config(butler: str, ppdb: str = "", alerts: str = "", timeout_s: float | None = None) -> Config:
+    """The configuration that `apflow init` left in a repository, with a few values replaced."""
+    path = Path(butler) / "apflow.toml"
+    if not path.is_file():
+        raise BadRequest(f"no Butler repository of apflow in {butler!r}; make one with: apflow init {butler}")
+    config = load_config(path)
+    camera = config.camera if "/" not in config.camera else str(Path(butler) / config.camera)
+    timing = config.timing if timeout_s is None else dataclasses.replace(config.timing, image_timeout_s=timeout_s)
+    return dataclasses.replace(
+        config,
+        camera=camera,
+        butler=str(Path(butler).resolve()),
+        ppdb=ppdb or config.ppdb,
+        alerts=alerts or config.alerts,
+        timing=timing,
+    )
+
+
+def _with_header(visit: Visit, info: ImageInfo) -> Visit:
+    """The visit with what only the header knows; where the two disagree, the header is right and it is said."""
+    offset = float(separation_arcsec(visit.ra_deg, visit.dec_deg, info.ra_deg, info.dec_deg))
+    if offset > _POINTING_TOLERANCE:
+        print(
+            f"warning: the header's boresight is {offset:.0f} arcsec from the announced one; the header's is used",
+            file=sys.stderr,
+        )
+    if visit.physical_filter and visit.physical_filter != info.physical_filter:
+        raise BadRequest(
+            f"filter {visit.physical_filter!r} was given; the image was taken with {info.physical_filter!r}"
+        )
+    return dataclasses.replace(
+        visit,
+        group=info.group,
+        ra_deg=info.ra_deg,
+        dec_deg=info.dec_deg,
+        rotation_deg=info.rotation_deg,
+        physical_filter=info.physical_filter,
+        band=info.band,
+        exposure_time_s=info.exposure_time_s,
+    )

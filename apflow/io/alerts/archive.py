@@ -140,9 +140,9 @@ class Archive:
 
     def _night(self, day_obs: int) -> _Night:
         if day_obs not in self._nights:
+            while len(self._nights) >= _OPEN_NIGHTS:
+                self._forget(next(iter(self._nights)))
             self._nights[day_obs] = _open_night(self.root, day_obs, self._schema)
-            while len(self._nights) > _OPEN_NIGHTS:
-                self._nights.pop(min(self._nights)).file.close()
         return self._nights[day_obs]
 
     def _forget(self, day_obs: int) -> None:
@@ -180,8 +180,9 @@ def nights(url: str) -> list[int]:
 def read_night(url: str, day_obs: int) -> Iterator[dict[str, Any]]:
     """Alerts of a night as records, file by file in the order in which they were written.
 
-    The half-written tail that a crash leaves at the end of a file was never
-    announced, and is passed over.
+    What a crash leaves half-written at the end of a file was never announced,
+    and is passed over. A batch that was appended again after a crash or a lost
+    race comes twice: the outbox knows which of the two was announced.
 
     Raises
     ------
@@ -196,7 +197,10 @@ def read_night(url: str, day_obs: int) -> Iterator[dict[str, Any]]:
         raise BadRequest(f"alert archive {url} has no night {day_obs}; accepted: {known}")
     for path in sorted(folder.glob("*.avro")):
         with path.open("rb") as file:
-            schema, sync = container.read_header(file, str(path))
+            found = container.read_header(file, str(path))
+            if found is None:
+                continue
+            schema, sync = found
             for offset, length in container.walk(file, sync):
                 file.seek(offset)
                 record: Any = fastavro.schemaless_reader(io.BytesIO(file.read(length)), schema, None)
@@ -276,7 +280,10 @@ def _resume(file: BinaryIO, path: Path, schema: AlertSchema) -> tuple[bytes, int
         file.seek(0)
         _write(file, head)
     else:
-        _, sync = container.read_header(file, str(path))
+        found = container.read_header(file, str(path))
+        if found is None:
+            raise DataError(f"alert archive {path}: the header cannot be read")
+        sync = found[1]
         for _ in container.walk(file, sync):
             pass
         file.truncate()

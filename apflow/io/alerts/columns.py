@@ -124,7 +124,7 @@ def _floats(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict[str
     over = valid & narrow[:, None] & (np.abs(matrix) > _FLOAT32_MAX)
     if over.any():
         i, row = np.argwhere(over)[0]
-        raise DataError(f"{name}.{fields[i].name} is {matrix[i, row]!r} in row {row}; accepted: |value| < 3.4e38")
+        raise DataError(f"{name}.{fields[i].name} is {float(matrix[i, row])} in row {row}; accepted: |value| < 3.4e38")
     full = valid.all(1).tolist()
     return {
         f.name: Column(values, None if whole else known)

@@ -16,6 +16,7 @@ import fastavro
 from apflow.errors import DataError
 from apflow.io.alerts.schema import AlertSchema
 
+_MAGIC = b"Obj\x01"
 _SYNC = 16
 _VARINT = 10  # bytes of the longest long
 
@@ -33,18 +34,21 @@ def block(datum: bytes, sync: bytes) -> tuple[bytes, bytes, bytes]:
     return b"\x02" + _zigzag(len(datum)), datum, sync
 
 
-def read_header(file: BinaryIO, name: str) -> tuple[Any, bytes]:
-    """Schema and sync marker of a container, whose header is left behind.
+def read_header(file: BinaryIO, name: str) -> tuple[Any, bytes] | None:
+    """Schema and sync marker of a container, whose header is left behind; None where it is cut off.
 
     Raises
     ------
     DataError
-        The header is cut off, or this is no Avro container.
+        This is no Avro container.
     """
+    if not _MAGIC.startswith(file.read(len(_MAGIC))):
+        raise DataError(f"alert archive {name} does not begin as an Avro container does")
+    file.seek(0)
     try:
         reader = fastavro.block_reader(file)
-    except (ValueError, EOFError, StopIteration, KeyError, IndexError) as error:
-        raise DataError(f"alert archive {name} does not begin with the header of an Avro container") from error
+    except (ValueError, EOFError, StopIteration, KeyError, IndexError):
+        return None
     meta = reader._header
     return reader.writer_schema, bytes(meta["sync"])
 

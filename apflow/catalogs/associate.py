@@ -22,6 +22,8 @@ from apflow.model.region import Region
 I8 = NDArray[np.int64]
 F8 = NDArray[np.float64]
 
+_POSITION = ["ra", "dec", "raErr", "decErr", "ra_dec_Cov"]
+
 
 def associate(
     sources: pd.DataFrame,
@@ -62,8 +64,10 @@ def associate(
     """
     frame = schema.conform(sources, "DiaSource")
     order = np.argsort(frame["diaSourceId"].to_numpy(), kind="stable")
-    ordered = frame.iloc[order]
-    objects = history.objects.sort_values("diaObjectId", kind="stable", ignore_index=True)
+    # Few columns and no attrs: taking rows of a hundred columns costs more than matching them.
+    ordered = schema.bare(frame[["diaSourceId", *_POSITION]]).iloc[order]
+    objects = schema.bare(history.objects[["diaObjectId", "validityStartMjdTai", *_POSITION]])
+    objects = objects.sort_values("diaObjectId", kind="stable", ignore_index=True)
     near = _neighbours(ordered, objects, radius_arcsec)
     matched = _match(ordered, objects, near, radius_arcsec, position_floor_arcsec)
     n_new = int((matched < 0).sum())

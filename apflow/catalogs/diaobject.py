@@ -58,18 +58,19 @@ def new_versions(sources: pd.DataFrame, history: History, *, position_floor_arcs
     columns: dict[str, NDArray[np.generic]] = {"diaObjectId": ids}
     columns |= _position(rows, group, n, position_floor_arcsec)
     band = rows["band"].to_numpy(object)
+    fluxes = {c: rows[c].to_numpy(np.float64) for c in ("psfFlux", "psfFluxErr", "scienceFlux", "scienceFluxErr")}
     for b in BANDS:
-        columns |= _band(rows[band == b], group[band == b], n, b)
+        columns |= _band({c: v[band == b] for c, v in fluxes.items()}, group[band == b], n, b)
     columns |= _times(sources, own, history.objects, ids)
     return schema.conform(pd.DataFrame(columns), "DiaObject")
 
 
 def _rows(sources: pd.DataFrame, history: History, ids: I8) -> pd.DataFrame:
     """New sources and past ones of the same objects, each once."""
-    past = history.sources
+    past = schema.bare(history.sources[_COLUMNS])
     keep = past["diaObjectId"].isin(ids) & past["timeWithdrawnMjdTai"].isna()
     keep &= ~past["diaSourceId"].isin(sources["diaSourceId"])
-    parts = [f[_COLUMNS] for f in (past[keep.to_numpy(bool)], sources) if len(f)]
+    parts = [f for f in (past[keep.to_numpy(bool, na_value=False)], schema.bare(sources[_COLUMNS])) if len(f)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -93,8 +94,8 @@ def _position(rows: pd.DataFrame, group: I8, n: int, floor_arcsec: float) -> dic
     return {"ra": np.where(ra >= 360.0, 0.0, ra), "dec": np.degrees(np.arctan2(z, np.hypot(x, y))), **errors}
 
 
-def _band(rows: pd.DataFrame, group: I8, n: int, band: str) -> dict[str, NDArray[np.generic]]:
-    f, e, g = _good(rows, group, "psfFlux")
+def _band(fluxes: dict[str, F8], group: I8, n: int, band: str) -> dict[str, NDArray[np.generic]]:
+    f, e, g = _good(fluxes, group, "psfFlux")
     count = np.bincount(g, minlength=n)
     mean, mean_error = _weighted_mean(f, e, g, n)
     low, high = np.full(n, np.inf), np.full(n, -np.inf)
@@ -105,7 +106,7 @@ def _band(rows: pd.DataFrame, group: I8, n: int, band: str) -> dict[str, NDArray
         sigma = np.sqrt(_sum(g, (f - plain[g]) ** 2, n) / np.where(count > 1, count - 1, np.nan))
         error_mean = _sum(g, e, n) / count
     p = f"{band}_psfFlux"
-    science = _weighted_mean(*_good(rows, group, "scienceFlux"), n)
+    science = _weighted_mean(*_good(fluxes, group, "scienceFlux"), n)
     return {
         f"{p}Mean": mean,
         f"{p}MeanErr": mean_error,
@@ -119,8 +120,8 @@ def _band(rows: pd.DataFrame, group: I8, n: int, band: str) -> dict[str, NDArray
     }
 
 
-def _good(rows: pd.DataFrame, group: I8, name: str) -> tuple[F8, F8, I8]:
-    flux, error = (rows[c].to_numpy(np.float64) for c in (name, name + "Err"))
+def _good(fluxes: dict[str, F8], group: I8, name: str) -> tuple[F8, F8, I8]:
+    flux, error = fluxes[name], fluxes[name + "Err"]
     good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
     return flux[good], error[good], group[good]
 
@@ -137,10 +138,9 @@ def _times(sources: pd.DataFrame, own: I8, known: pd.DataFrame, ids: I8) -> dict
     first, last = np.full(len(ids), np.inf), np.full(len(ids), -np.inf)
     np.minimum.at(first, own, times)
     np.maximum.at(last, own, times)
-    before = known.set_index("diaObjectId").reindex(ids)
-    start, previous_first, previous_last = (
-        before[c].to_numpy(np.float64) for c in ("validityStartMjdTai", "firstDiaSourceMjdTai", "lastDiaSourceMjdTai")
-    )
+    names = ["validityStartMjdTai", "firstDiaSourceMjdTai", "lastDiaSourceMjdTai", "nDiaSources"]
+    before = schema.bare(known[["diaObjectId", *names]]).set_index("diaObjectId").reindex(ids)
+    start, previous_first, previous_last = (before[c].to_numpy(np.float64) for c in names[:3])
     count = np.bincount(own, minlength=len(ids)) + before["nDiaSources"].fillna(0).to_numpy(np.int64)
     return {
         "validityStartMjdTai": np.fmax(last, start + _TICK_D),

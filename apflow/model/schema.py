@@ -159,6 +159,13 @@ def attrs(name: str) -> dict[Hashable | None, Any]:
     return {"table": name, "unit": _notes(name, "unit"), "description": _notes(name, "description")}
 
 
+def bare(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame without attrs, which pandas copies for each column that is taken out."""
+    out = frame.copy(deep=False)
+    out.attrs = {}
+    return out
+
+
 def empty(name: str) -> pd.DataFrame:
     """A table without rows."""
     return conform(pd.DataFrame(), name)
@@ -186,9 +193,10 @@ def conform(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if not frame.columns.is_unique:
         raise DataError(f"{name}: column {frame.columns[frame.columns.duplicated()][0]!r} is there twice")
     n = len(frame)
+    given = dict(bare(frame).items())
     data = {
-        column.name: _cast(frame[column.name], column, dtype, name)
-        if column.name in frame.columns
+        column.name: _cast(given[column.name], column, dtype, name)
+        if column.name in given
         else _nulls(n, column, dtype, name)
         for column, dtype in zip(target.columns, target.dtypes, strict=True)
     }
@@ -238,7 +246,7 @@ def _cast(series: pd.Series, column: Column, dtype: Any, table_name: str) -> Any
     if not column.nullable and column.name != _STAMPED and pd.isna(values).any():
         raise DataError(f"{what} is null in row {int(np.argmax(pd.isna(values)))}; it may not be null")
     if column.length is not None and len(values):
-        longest = max((v for v in values if isinstance(v, str)), key=len, default="")
+        longest = max((v for v in np.asarray(values, object) if isinstance(v, str)), key=len, default="")
         if len(longest) > column.length:
             raise DataError(f"{what} is {longest!r}; accepted: at most {column.length} characters")
     return values
@@ -313,8 +321,8 @@ def _flags(series: pd.Series, column: Column, dtype: Any, what: str) -> Any:
 
 
 def _strings(series: pd.Series, dtype: Any, what: str) -> Any:
-    known = series.dropna()
-    wrong = next((v for v in known if not isinstance(v, str)), None)
-    if wrong is not None:
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    if kind not in ("string", "empty") and not series.isna().all():
+        wrong = next(v for v in series.to_numpy(object) if not isinstance(v, str) and not pd.isna(v))
         raise DataError(f"{what} is {wrong!r}; accepted: text")
     return series.astype(dtype).array

@@ -138,22 +138,21 @@ class Engine:
         """Current DiaObjects inside a region."""
         rows = self._read(
             f'SELECT {select_list("DiaObject")} FROM "DiaObject" '
-            f'WHERE "validityEndMjdTai" IS NULL AND {box_sql(region)} ORDER BY "diaObjectId"'
+            f'WHERE "validityEndMjdTai" IS NULL AND {box_sql(region)}'
         )
-        return _inside(rows, region)
+        return _ordered(_inside(rows, region), "diaObjectId")
 
     def history(self, name: str, region: Region, ids: list[int] | None, since_mjd: float) -> pa.Table:
         """Rows of DiaSource or DiaForcedSource since a time: of objects, or of a region where ids are None."""
         which = box_sql(region) if ids is None else '"diaObjectId" IN (SELECT id FROM wanted)'
-        first = "diaSourceId" if name == "DiaSource" else "diaForcedSourceId"
         # By rowid: DuckDB then reads a hundred columns only where there is a row to give.
         rows = self._read(
             f'SELECT {select_list(name)} FROM "{name}" WHERE rowid IN (SELECT rowid FROM "{name}" WHERE {which} '
-            f'AND "midpointMjdTai" >= {float(since_mjd)!r} AND "timeWithdrawnMjdTai" IS NULL) '
-            f'ORDER BY "midpointMjdTai", "{first}"',
+            f'AND "midpointMjdTai" >= {float(since_mjd)!r} AND "timeWithdrawnMjdTai" IS NULL)',
             wanted=pa.table({"id": pa.array(ids or [], pa.int64())}),
         )
-        return _inside(rows, region) if ids is None else rows
+        first = "diaSourceId" if name == "DiaSource" else "diaForcedSourceId"
+        return _ordered(_inside(rows, region) if ids is None else rows, first, "midpointMjdTai")
 
     def contains(self, visit: int, detector: int, instrument: str | None) -> bool:
         """See `Ppdb.containsVisitDetector`."""
@@ -224,6 +223,12 @@ def _errors() -> Iterator[None]:
 def _inside(rows: pa.Table, region: Region) -> pa.Table:
     keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
     return rows.filter(pa.array(keep))
+
+
+def _ordered(rows: pa.Table, *columns: str) -> pa.Table:
+    """Rows in order, last column first. Not in SQL: most come in order, and DuckDB would move all columns."""
+    order = np.lexsort([rows.column(c).to_numpy() for c in columns])
+    return rows if (np.diff(order) > 0).all() else rows.take(pa.array(order))
 
 
 def _to_text(region: Region) -> str:

@@ -86,7 +86,7 @@ def select_list(name: str) -> str:
 
 def to_arrow(frame: pd.DataFrame, name: str) -> pa.Table:
     """A conforming frame as Arrow, with pixelId; NaN becomes null."""
-    columns = {c: pa.array(frame[c], from_pandas=True) for c in schema.table(name).names}
+    columns = {c: pa.array(values, from_pandas=True) for c, values in schema.bare(frame).items()}
     if name in SKY_TABLES:
         columns["pixelId"] = pa.array(pixel_id(frame["ra"].to_numpy(), frame["dec"].to_numpy()))
     return pa.table(columns)

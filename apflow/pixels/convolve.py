@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.model.kernel import Kernel
-from apflow.model.psf import polynomial_terms
+from apflow.model.psf import polynomial_exponents, polynomial_terms
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -69,8 +69,7 @@ def _convolve_whole(image: F4, kernel: Kernel) -> F4:
     transform = scipy.fft.rfft2(padded)
     u, v = np.linspace(-1.0, 1.0, nx, dtype=np.float32), np.linspace(-1.0, 1.0, ny, dtype=np.float32)
     out = np.zeros((ny, nx), np.float32)
-    powers = [(t - q, q) for t in range(kernel.order + 1) for q in range(t + 1)]
-    for term, (p, q) in zip(kernel.terms, powers, strict=True):
+    for term, (p, q) in zip(kernel.terms, polynomial_exponents(kernel.order), strict=True):
         product = transform * kernel_transform(term[None], size)[0]
         part = scipy.fft.irfft2(product, size, overwrite_x=True)[half : half + ny, half : half + nx]
         _add_weighted(out, part, u**p, v**q)
@@ -122,6 +121,16 @@ def _multiply(transform, kernels, weights):  # type: ignore[no-untyped-def]
                 for m in range(kernels.shape[0]):
                     k += weights[t, m] * kernels[m, y, x]
                 transform[t, y, x] *= k
+
+
+def polynomial_image(coefficients: F8, order: int, shape: tuple[int, int]) -> F4:
+    """Polynomial over an image (ny, nx), terms as `apflow.model.psf.polynomial_terms`."""
+    ny, nx = shape
+    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
+    exponents = polynomial_exponents(order)
+    along_x = np.stack([u**p for p, _ in exponents]).astype(np.float32)
+    along_y = np.stack([c * v**q for c, (_, q) in zip(coefficients, exponents, strict=True)], 1).astype(np.float32)
+    return np.asarray(along_y @ along_x)
 
 
 def smooth(image: F4, sigma_px: float) -> F4:

@@ -81,19 +81,22 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
 def mark(difference: Difference, peaks: pd.DataFrame) -> Difference:
     """The difference with DETECTED and DETECTED_NEGATIVE set in the ellipse of each footprint's box."""
     mask = difference.exposure.mask.copy()
-    for p in peaks.itertuples():
-        box = np.s_[p.y0 : p.y1 + 1, p.x0 : p.x1 + 1]
+    boxes = peaks[["x0", "y0", "x1", "y1"]].to_numpy(np.int64)
+    for (x0, y0, x1, y1), negative in zip(boxes, peaks["isNegative"].to_numpy(bool), strict=True):
+        box = np.s_[y0 : y1 + 1, x0 : x1 + 1]
         v, u = np.mgrid[box]
-        rx, ry = (p.x1 - p.x0 + 1) / 2, (p.y1 - p.y0 + 1) / 2
-        inside = ((u - (p.x0 + p.x1) / 2) / rx) ** 2 + ((v - (p.y0 + p.y1) / 2) / ry) ** 2 <= 1.0
-        mask[box][inside] |= Mask.DETECTED_NEGATIVE if p.isNegative else Mask.DETECTED
+        across = (2 * u - x0 - x1) / (x1 - x0 + 1)
+        along = (2 * v - y0 - y1) / (y1 - y0 + 1)
+        mask[box][across**2 + along**2 <= 1.0] |= Mask.DETECTED_NEGATIVE if negative else Mask.DETECTED
     return dataclasses.replace(difference, exposure=dataclasses.replace(difference.exposure, mask=mask))
 
 
 @njit(cache=True, nogil=True)
 def _candidates(filtered, variance, mask, power, threshold, reach):  # type: ignore[no-untyped-def]
     """Extrema (y, x) of the filtered image over their own pixel's noise."""
-    ys, xs = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
+    room = 1000
+    found = np.empty((room, 2), np.int64)
+    n = 0
     ny, nx = filtered.shape
     level = threshold * threshold * power
     for y in range(1, ny - 1):
@@ -110,9 +113,14 @@ def _candidates(filtered, variance, mask, power, threshold, reach):  # type: ign
                     if other > sign * m or (other == sign * m and (j < y or (j == y and i < x))):
                         highest = False
             if highest:
-                ys.append(y)
-                xs.append(x)
-    return np.array(ys, np.int64), np.array(xs, np.int64)
+                if n == room:
+                    room *= 2
+                    larger = np.empty((room, 2), np.int64)
+                    larger[:n] = found
+                    found = larger
+                found[n, 0], found[n, 1] = y, x
+                n += 1
+    return found[:n, 0].copy(), found[:n, 1].copy()
 
 
 @njit(cache=True, nogil=True)

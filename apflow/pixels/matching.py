@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
-from apflow.model.psf import polynomial_exponents, polynomial_terms
-from apflow.pixels.convolve import grow
+from apflow.model.psf import polynomial_terms
+from apflow.pixels.convolve import grow, polynomial_image
 from apflow.pixels.planes import unusable
 from apflow.pixels.stamps import choose
 
@@ -58,7 +61,8 @@ def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
     sigmas = max(0.7, 0.5 * match), max(1.5, match), max(3.0, 2 * match)
     half = int(np.clip(np.ceil(3 * 2.3548 * max(match, 1.4)), 10, 17))
     t = np.arange(-half, half + 1)
-    functions, pairs = [], []
+    functions: list[F8] = []
+    pairs: list[tuple[int, int]] = []
     for sigma, degree in zip(sigmas, _DEGREES, strict=True):
         base = len(functions)
         gauss = np.exp(-0.5 * (t / sigma) ** 2)
@@ -146,7 +150,9 @@ def fit_kernel(
     good = _first_cut(stamps)
     for _ in range(5):
         solution = _solve(stamps, good, basis, order, background_order if good.sum() >= _FEW else 0, science.shape)
-        chi2 = _core_chi2(stamps, solution)
+        residual = _residuals(stamps, solution)
+        stamps = _without_neighbours(stamps, residual)
+        chi2 = _core_chi2(stamps, residual)
         level = np.median(chi2[good])
         spread = max(1.4826 * float(np.median(np.abs(chi2[good] - level))), np.sqrt(2 / stamps.core.sum()))
         keep = chi2 < level + _REJECT_SIGMA * spread
@@ -161,7 +167,7 @@ def fit_kernel(
         "kernel_chi2": float(np.median(chi2[good])),
         "kernel_order": float(order),
     }
-    return kernel, _background(solution, science.shape), summary
+    return kernel, polynomial_image(solution.background, solution.background_order, science.shape), summary
 
 
 def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> Stamps:
@@ -187,7 +193,7 @@ def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> St
     return Stamps(x, y, data, weight.reshape(len(x), pixels), model, core)
 
 
-def _stack(plane, x, y, half):  # type: ignore[no-untyped-def]
+def _stack(plane: NDArray[Any], x: I8, y: I8, half: int) -> NDArray[Any]:
     out = np.empty((len(x), 2 * half + 1, 2 * half + 1), plane.dtype)
     for i in range(len(x)):
         out[i] = plane[y[i] - half : y[i] + half + 1, x[i] - half : x[i] + half + 1]
@@ -197,8 +203,8 @@ def _stack(plane, x, y, half):  # type: ignore[no-untyped-def]
 def _boxed(noise: F4) -> F4:
     padded = np.pad(noise, ((0, 0), (2, 2), (2, 2)), "edge")
     n = noise.shape[-1]
-    rows = sum(padded[:, j : j + n] for j in range(5))
-    return np.asarray(sum(rows[:, :, i : i + n] for i in range(5)) / np.float32(25))
+    rows = np.sum([padded[:, j : j + n] for j in range(5)], 0)
+    return np.asarray(np.sum([rows[:, :, i : i + n] for i in range(5)], 0) / np.float32(25))
 
 
 def _with_model_stamp(stamps: Stamps, science: Exposure, template: Exposure, basis: Basis) -> Stamps:
@@ -259,8 +265,8 @@ def _solve(
 ) -> _Solution:
     """Regularised weighted least squares for kernel and background."""
     nb = len(basis.images)
-    terms = polynomial_terms(stamps.x, stamps.y, shape, order)
-    levels = polynomial_terms(stamps.x, stamps.y, shape, background_order)
+    x, y = stamps.x.astype(float), stamps.y.astype(float)
+    terms, levels = polynomial_terms(x, y, shape, order), polynomial_terms(x, y, shape, background_order)
     nt, nl = terms.shape[1], levels.shape[1]
     # Unknowns: the sum, the other images by spatial term, the background.
     image = np.concatenate([[0], np.tile(np.arange(1, nb), nt), np.full(nl, nb)])
@@ -290,19 +296,22 @@ def _solve(
     return _Solution(shape_terms, background, background_order, terms @ shape_terms, levels @ background)
 
 
-def _core_chi2(stamps: Stamps, solution: _Solution) -> F8:
+def _residuals(stamps: Stamps, solution: _Solution) -> F4:
+    """Data minus model, (ns, npix)."""
+    model = np.matmul(solution.fitted[:, None].astype(np.float32), stamps.model)[:, 0]
+    return np.asarray(stamps.data - model - solution.level[:, None].astype(np.float32))
+
+
+def _without_neighbours(stamps: Stamps, residual: F4) -> Stamps:
+    """Leave out pixels beside the objects that the model does not explain: changes of other objects."""
+    off = ~stamps.core & (stamps.weight * residual**2 > _REJECT_SIGMA**2)
+    side = round(np.sqrt(stamps.core.size))
+    off = uniform_filter(off.reshape(-1, side, side).astype(np.float32), (0, 3, 3)).reshape(off.shape) > 0.2
+    return dataclasses.replace(stamps, weight=np.where(off & ~stamps.core, np.float32(0), stamps.weight))
+
+
+def _core_chi2(stamps: Stamps, residual: F4) -> F8:
     """Chi^2 per pixel of each stamp's object."""
-    c = stamps.core
-    model = np.matmul(solution.fitted[:, None].astype(np.float32), stamps.model[:, :, c])[:, 0]
-    residual = stamps.data[:, c] - model - solution.level[:, None]
-    w = stamps.weight[:, c]
-    return np.asarray((w * residual**2).sum(1) / np.maximum((w > 0).sum(1), 1), np.float64)
-
-
-def _background(solution: _Solution, shape: tuple[int, int]) -> F4:
-    ny, nx = shape
-    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
-    out = np.zeros(shape, np.float32)
-    for c, (p, q) in zip(solution.background, polynomial_exponents(solution.background_order), strict=True):
-        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
-    return out
+    w = stamps.weight[:, stamps.core]
+    squared = w * residual[:, stamps.core] ** 2
+    return np.asarray(squared.sum(1) / np.maximum((w > 0).sum(1), 1), np.float64)

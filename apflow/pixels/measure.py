@@ -140,7 +140,8 @@ def _footprint(mask: I4, peaks: pd.DataFrame, x: F8, y: F8) -> dict[str, NDArray
     }
     for name, plane in _FLAGS.items():
         out[f"pixelFlags_{name}"] = (whole & plane) != 0
-        out[f"pixelFlags_{name}Center"] = (centre & plane) != 0
+        if name != "bad":  # apdb.yaml has no flag for a bad centre
+            out[f"pixelFlags_{name}Center"] = (centre & plane) != 0
     return out
 
 

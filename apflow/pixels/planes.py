@@ -26,4 +26,13 @@ def bad_bits(bits):  # type: ignore[no-untyped-def]
 
 def unusable(mask: NDArray[np.int32]) -> NDArray[np.bool_]:
     """True where a pixel must not be used: BAD, SAT, CR or NO_DATA; interpolated BAD and CR may."""
-    return np.asarray(((mask & HARD) != 0) & (((mask & INTRP) == 0) | ((mask & LOST) != 0)))
+    return np.asarray(_unusable(mask))
+
+
+@njit(cache=True, nogil=True)
+def _unusable(mask):  # type: ignore[no-untyped-def]
+    out = np.empty(mask.shape, np.bool_)
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            out[y, x] = bad_bits(mask[y, x])
+    return out

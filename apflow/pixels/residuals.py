@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+from apflow.pixels.convolve import polynomial_image
 from apflow.pixels.forced import psf_flux, psf_radius, sky_snr
 from apflow.pixels.planes import EDGE, unusable
 from apflow.pixels.stamps import find_peaks
@@ -19,6 +20,8 @@ Bool = NDArray[np.bool_]
 
 #: Blank-sky positions at which the noise of the difference is measured, at most.
 _BLANK_SKY = 20_000
+#: Fewer of them say nothing.
+_LEAST_SKY = 200
 #: Peak S/N of the sources that show the matching's errors, their greatest number and the least for a verdict.
 _BRIGHT, _MOST, _LEAST = 20.0, 200, 6
 #: Matching error when too few bright sources tell, and the largest accepted.
@@ -27,11 +30,11 @@ _USUAL_ERROR, _LARGEST_ERROR = 0.01, 0.1
 _NOISE_PEAK = 2.5
 
 
-def residual_background(difference: F4, mask: I4, order: int) -> F4:
+def residual_background(difference: F4, bad: Bool, order: int) -> F4:
     """Polynomial through the medians of blank blocks, order 0 with few of them."""
     ny, nx = difference.shape
     side = max(32, min(ny, nx) // 16)
-    x, y, level = block_medians(difference, unusable(mask), side, max(1, side // 64))
+    x, y, level = block_medians(difference, bad, side, max(1, side // 64))
     if not len(level):
         return np.zeros_like(difference)
     order = order if len(level) > 3 * len(polynomial_exponents(order)) else 0
@@ -41,11 +44,7 @@ def residual_background(difference: F4, mask: I4, order: int) -> F4:
         coefficients = np.linalg.lstsq(design[keep], level[keep], rcond=None)[0]
         residual = np.abs(level - design @ coefficients)
         keep = residual <= 4 * 1.4826 * np.median(residual[keep]) + 1e-12
-    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
-    out = np.zeros_like(difference)
-    for c, (p, q) in zip(coefficients, polynomial_exponents(order), strict=True):
-        out += np.outer((c * v**q).astype(np.float32), (u**p).astype(np.float32))
-    return out
+    return polynomial_image(coefficients, order, (ny, nx))
 
 
 def block_medians(image: F4, bad: Bool, side: int, step: int) -> tuple[F8, F8, F8]:
@@ -79,18 +78,24 @@ def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
     return x[:found], y[:found], level[:found]
 
 
-def noise_ratio(exposure: Exposure) -> float:
-    """Robust scatter of the S/N of PSF fluxes over the whole image: 1 when the variance is right."""
-    ny, nx = exposure.shape
-    assert exposure.psf is not None
-    step = max(2, round(exposure.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
-    y, x = np.mgrid[step:ny:step, step:nx:step]
-    blank = ~(unusable(exposure.mask[y, x]) | ((exposure.mask[y, x] & EDGE) != 0))
-    snr = sky_snr(exposure, x[blank], y[blank])
-    snr = snr[np.isfinite(snr)]
-    if len(snr) < 50:
-        return 1.0
-    return float(1.4826 * np.median(np.abs(snr - np.median(snr))))
+def noise_ratio(difference: Exposure, matched_image: F4) -> float:
+    """Robust scatter of the S/N of PSF fluxes on blank sky: 1 when the variance is right.
+
+    Blank is what the matched template shows as such; over the whole image
+    where next to nothing is blank.
+    """
+    ny, nx = difference.shape
+    assert difference.psf is not None
+    step = max(2, round(difference.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
+    y, x = (c.ravel() for c in np.mgrid[step:ny:step, step:nx:step])
+    inside = (difference.mask[y, x] & EDGE) == 0
+    blank = inside & (matched_image[y, x] < np.sqrt(difference.variance[y, x]))
+    for chosen in (blank, inside):
+        snr = sky_snr(difference, x[chosen], y[chosen])
+        snr = snr[np.isfinite(snr)]
+        if len(snr) >= _LEAST_SKY:
+            return float(1.4826 * np.median(np.abs(snr - np.median(snr))))
+    return 1.0
 
 
 def matching_error(difference: Exposure, matched_image: F4) -> float:

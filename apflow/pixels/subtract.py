@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import scipy.fft
+from numba import njit
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
@@ -72,6 +73,7 @@ def subtract(
     coverage = _coverage(science, template)
     if coverage < min_coverage:
         raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
+    psf = science.psf
     science, template = _finite(science), _finite(template)
     kernel, background, summary = fit_kernel(
         science, template, kernel_order=kernel_order, background_order=background_order
@@ -81,16 +83,16 @@ def subtract(
     difference -= background
     mask = _difference_mask(science, template, kernel)
     # A cosmic ray or a dead pixel would be spread by the decorrelation.
-    difference[unusable(mask) & ((mask & SAT) == 0)] = 0.0
+    bad = unusable(mask)
+    difference[bad & ((mask & SAT) == 0)] = 0.0
     variance, matched_variance = _variances(science, template, kernel, decorrelate)
-    psf = science.psf
     if decorrelate:
         phi = decorrelation(kernel.centre(), *_mean_variances(science, template))
         difference = convolve(difference, phi)
         psf = _convolved_psf(psf, phi)
-    difference -= residual_background(difference, mask, background_order)
+    difference -= residual_background(difference, bad, background_order)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
-    scale = noise_ratio(exposure)
+    scale = noise_ratio(exposure, matched_image)
     summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": scale}
     variance *= np.float32(scale**2)
     error = matching_error(dataclasses.replace(exposure, variance=variance), matched_image)
@@ -102,9 +104,20 @@ def subtract(
 
 
 def _coverage(science: Exposure, template: Exposure) -> float:
-    usable = (science.mask & NO_DATA) == 0
-    covered = usable & ((template.mask & NO_DATA) == 0)
-    return float(np.count_nonzero(covered) / max(np.count_nonzero(usable), 1))
+    usable, covered = _count_covered(science.mask, template.mask)
+    return float(covered / max(usable, 1))
+
+
+@njit(cache=True, nogil=True)
+def _count_covered(science, template):  # type: ignore[no-untyped-def]
+    usable = covered = 0
+    for y in range(science.shape[0]):
+        for x in range(science.shape[1]):
+            if (science[y, x] & NO_DATA) == 0:
+                usable += 1
+                if (template[y, x] & NO_DATA) == 0:
+                    covered += 1
+    return usable, covered
 
 
 def _finite(exposure: Exposure) -> Exposure:
@@ -123,14 +136,19 @@ def _difference_mask(science: Exposure, template: Exposure, kernel: Kernel) -> I
     reach = _core_radius(kernel.centre())
     mask = science.mask.copy()
     bad = unusable(template.mask)
+    present = int(np.bitwise_or.reduce(template.mask, None))
     for plane in (Mask.BAD, Mask.SAT, Mask.CR, Mask.NO_DATA):
-        mask[grow(bad & ((template.mask & plane) != 0), reach)] |= plane
+        if present & plane:
+            _set(mask, grow(bad & ((template.mask & plane) != 0), reach), plane)
     assert science.psf is not None
-    mask[grow((mask & SAT) != 0, round(1.5 * science.psf.fwhm_px()))] |= SAT
-    edge = np.ones(mask.shape, np.bool_)
-    edge[reach:-reach, reach:-reach] = False
-    mask[edge] |= EDGE
+    _set(mask, grow((mask & SAT) != 0, round(1.5 * science.psf.fwhm_px())), Mask.SAT)
+    for border in (np.s_[:reach], np.s_[-reach:], np.s_[:, :reach], np.s_[:, -reach:]):
+        mask[border] |= EDGE
     return mask
+
+
+def _set(mask: I4, where: Bool, plane: Mask) -> None:
+    np.bitwise_or(mask, np.int32(plane), out=mask, where=where)
 
 
 def _core_radius(kernel: F8) -> int:

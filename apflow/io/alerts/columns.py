@@ -35,6 +35,10 @@ class Column:
     values: NDArray[Any]
     valid: NDArray[np.bool_] | None = None
 
+    def take(self, rows: NDArray[np.intp]) -> Column:
+        """The column of some rows."""
+        return Column(self.values[rows], None if self.valid is None else self.valid[rows])
+
     def to_list(self) -> list[Any]:
         """Python values, None where unknown."""
         values: list[Any] = self.values.tolist()

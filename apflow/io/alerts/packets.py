@@ -71,20 +71,21 @@ def build_packets(
     versions = _records(objects, schema.objects, "DiaObject", stamp)
     by_object = dict(zip(_unique(versions, "diaObjectId"), versions, strict=True))
     wanted = list(by_object)
-    earlier = _Series(history.sources, schema.sources, "DiaSource", "diaSourceId", wanted, ids, stamp)
-    measured = _with_new(history.forced, forced)
-    light = _Series(measured, schema.forced, "DiaForcedSource", "diaForcedSourceId", wanted, [], stamp)
+    earlier = _Series(history.sources, schema.sources, "diaSourceId", wanted, ids, stamp)
+    now = _Series(forced, schema.forced, "diaForcedSourceId", wanted, [], stamp)
+    light = _Series(history.forced, schema.forced, "diaForcedSourceId", wanted, now.ids, stamp)
     packets = []
     for source_id, source in zip(ids, records, strict=True):
         object_id, stop = source.get("diaObjectId"), source["midpointMjdTai"]
+        window = (object_id, stop - history_days, stop)
         if object_id is not None and object_id not in by_object:
             raise DataError(f"DiaObject {object_id} of DiaSource {source_id} is not among the {len(by_object)} given")
         difference, science, template = cutouts.get(source_id, (None, None, None))
         alert = {
             "diaSourceId": source_id,
             "diaSource": source,
-            "prvDiaSources": earlier.between(object_id, stop - history_days, stop),
-            "prvDiaForcedSources": light.between(object_id, stop - history_days, stop),
+            "prvDiaSources": earlier.between(*window) or None,
+            "prvDiaForcedSources": light.between(*window) + now.between(*window) or None,
             "diaObject": None if object_id is None else by_object[object_id],
             "cutoutDifference": difference,
             "cutoutScience": science,
@@ -107,34 +108,35 @@ class _Series:
         self,
         table: pd.DataFrame,
         fields: tuple[Field, ...],
-        name: str,
         key: str,
         object_ids: list[int],
         exclude: list[int],
         fill: Mapping[str, float],
     ) -> None:
+        self.ids: list[int] = []
         self._objects = np.empty(0, np.int64)
         if not len(table) or not object_ids:
             return
-        objects = table["diaObjectId"].to_numpy(dtype=np.int64, na_value=0)
-        keep = np.isin(objects, object_ids) & ~np.isin(table[key].to_numpy(), exclude)
-        rows = np.flatnonzero(keep)
-        times = table["midpointMjdTai"].to_numpy()[rows]
-        rows = rows[np.lexsort((table[key].to_numpy()[rows], times, objects[rows]))]
-        self._objects = objects[rows]
-        self._times = table["midpointMjdTai"].to_numpy()[rows]
-        self._records = _records(table.iloc[rows], fields, name, fill)
+        name = key[0].upper() + key.removesuffix("Id")[1:]
+        columns = check_table(table, fields, name, fill)
+        if "diaObjectId" not in columns:
+            return
+        ids, objects, times = (columns[c].values for c in (key, "diaObjectId", "midpointMjdTai"))
+        rows = np.flatnonzero(np.isin(objects, object_ids) & ~np.isin(ids, exclude))
+        rows = rows[np.lexsort((ids[rows], times[rows], objects[rows]))]
+        self.ids, self._objects, self._times = ids[rows].tolist(), objects[rows], times[rows]
+        self._records = to_records({name: column.take(rows) for name, column in columns.items()})
 
-    def between(self, object_id: int | None, start: float, stop: float) -> list[dict[str, Any]] | None:
-        """Rows of an object with start <= midpointMjdTai <= stop; None for none."""
+    def between(self, object_id: int | None, start: float, stop: float) -> list[dict[str, Any]]:
+        """Rows of an object with start <= midpointMjdTai <= stop."""
         if object_id is None:
-            return None
+            return []
         low, high = (int(np.searchsorted(self._objects, object_id, side)) for side in ("left", "right"))
         if low == high:
-            return None
+            return []
         times: NDArray[np.float64] = self._times[low:high]
         first, last = np.searchsorted(times, start, "left"), np.searchsorted(times, stop, "right")
-        return self._records[low + first : low + last] or None
+        return self._records[low + first : low + last]
 
 
 def _records(
@@ -149,9 +151,3 @@ def _unique(records: list[dict[str, Any]], key: str) -> list[int]:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DataError(f"{key} {twice} comes more than once; accepted: one row for each")
     return ids
-
-
-def _with_new(history: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Two tables as one, without the empty one (whose dtypes would say nothing)."""
-    tables = [t for t in (history, new) if len(t)]
-    return pd.concat(tables, ignore_index=True) if tables else new

@@ -89,7 +89,7 @@ def noise_ratio(difference: Exposure, matched_image: F4) -> float:
     step = max(2, round(difference.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
     y, x = (c.ravel() for c in np.mgrid[step:ny:step, step:nx:step])
     inside = (difference.mask[y, x] & EDGE) == 0
-    blank = inside & (matched_image[y, x] < np.sqrt(difference.variance[y, x]))
+    blank = inside & (matched_image[y, x] < 0.25 * np.sqrt(difference.variance[y, x]))
     for chosen in (blank, inside):
         snr = sky_snr(difference, x[chosen], y[chosen])
         snr = snr[np.isfinite(snr)]
@@ -137,8 +137,22 @@ def _relative_residuals(image, variance, mask, matched, psf, xs, ys):  # type: i
     return out
 
 
-def matching_variance(matched_image: F4, psf: Psf, error: float) -> F4:
-    """Variance (ny, nx) a pixel that gives a subtracted star a PSF flux error of `error` times its flux."""
+def matching_variance(matched_image: F4, variance: F4, psf: Psf, error: float) -> F4:
+    """Variance (ny, nx) a pixel that gives a subtracted star a PSF flux error of `error` times its flux.
+
+    The noise of blank sky, two sigma, does not count as light of stars.
+    """
     p = psf.centre()
     factor = np.float32(error * (p**2).sum() / np.sqrt((p**4).sum()))
-    return np.asarray((factor * np.maximum(matched_image, 0)) ** 2)
+    return np.asarray(_excess_squared(matched_image, variance, factor))
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _excess_squared(matched, variance, factor):  # type: ignore[no-untyped-def]
+    out = np.zeros(matched.shape, np.float32)
+    for y in range(matched.shape[0]):
+        for x in range(matched.shape[1]):
+            light = matched[y, x] - np.float32(2) * np.sqrt(variance[y, x])
+            if light > 0:
+                out[y, x] = (factor * light) ** 2
+    return out

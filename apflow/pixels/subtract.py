@@ -97,7 +97,7 @@ def subtract(
     variance *= np.float32(scale**2)
     error = matching_error(dataclasses.replace(exposure, variance=variance), matched_image)
     summary["matching_error"] = error
-    variance += matching_variance(matched_image, psf, error)
+    variance += matching_variance(matched_image, variance, psf, error)
     exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
     matched = Exposure(matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info)
     return Difference(exposure, matched, kernel)

@@ -15,13 +15,11 @@ from apflow.simulate.calibs import Response, response
 from apflow.simulate.draw import bleed, cosmic_rays
 from apflow.simulate.scenario import SECONDS, Scenario, generator, iso_tai, visit_index
 from apflow.simulate.scene import Scene, draw_galaxies, draw_points, edge_mm, see, trail_points
-from apflow.simulate.sky import change_flux, change_position, make_sky
+from apflow.simulate.sky import MARGIN_ARCSEC, change_flux, change_position, make_sky
 from apflow.simulate.truth import truth_table
 
 F4 = NDArray[np.float32]
 
-#: Light from sources this far outside still reaches the image.
-_MARGIN_ARCSEC = 12.0
 #: Full well over the camera's saturation level, so that a full pixel always reads as saturated.
 _FULL_WELL = 1.01
 _AIRMASS = 1.1
@@ -74,15 +72,15 @@ def expected_electrons(scene: Scene, snap: int, *, changed: bool = True) -> F4:
     region = camera.region(scene.detector, state.ra_deg, state.dec_deg, state.rotation_deg)
     field = make_sky(scenario)
 
-    stars = field.stars(region, _MARGIN_ARCSEC)
+    stars = field.stars(region, MARGIN_ARCSEC)
     x, y = scene.wcs.sky_to_pixel(stars["ra"].to_numpy(), stars["dec"].to_numpy())
     draw_points(image, scene.psf, x, y, stars["flux"].to_numpy() * electrons_per_njy, floor)
-    draw_galaxies(image, scene.psf, scene.wcs, field.galaxies(region, _MARGIN_ARCSEC), electrons_per_njy, floor)
+    draw_galaxies(image, scene.psf, scene.wcs, field.galaxies(region, MARGIN_ARCSEC), electrons_per_njy, floor)
 
-    changes = field.changes(region, _MARGIN_ARCSEC)
-    opened = scene.opened_s(snap)
-    ends = [scene.wcs.sky_to_pixel(*change_position(changes, opened + t)) for t in (0.0, exposure_s)]
-    flux = change_flux(changes, opened + exposure_s / 2) if changed else changes["template_flux"].to_numpy()
+    changes = field.changes_in_sight(region)
+    begin, opened = scene.opened_s(0), scene.opened_s(snap) - scene.opened_s(0)
+    ends = [scene.wcs.sky_to_pixel(*change_position(changes, begin, opened + t)) for t in (0.0, exposure_s)]
+    flux = change_flux(changes, begin + opened + exposure_s / 2) if changed else changes["template_flux"].to_numpy()
     draw_points(image, scene.psf, *trail_points(*ends[0], *ends[1], flux * electrons_per_njy), floor)
 
     image += sky

@@ -28,6 +28,10 @@ F8 = NDArray[np.float64]
 #: Cut-outs of this many pixels get the full denser field; larger ones less of it.
 _DENSE_PX = 512
 _OFFSET = 1 << 15
+#: Moving objects stay within this distance of their place.
+_TETHER_ARCSEC = 40.0
+#: Light from sources this far outside still reaches an image.
+MARGIN_ARCSEC = 12.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,12 @@ class Sky:
         return self._collect("galaxies", region, margin_arcsec)
 
     def changes(self, region: Region, margin_arcsec: float = 0.0) -> pd.DataFrame:
-        """Everything that changes: columns as `change_columns` says."""
+        """Everything that changes, by the place where it started: columns as `change_columns` says."""
         return self._collect("changes", region, margin_arcsec)
+
+    def changes_in_sight(self, region: Region) -> pd.DataFrame:
+        """Everything that changes and may come to within `MARGIN_ARCSEC` of a region at any time."""
+        return self.changes(region, MARGIN_ARCSEC + _TETHER_ARCSEC)
 
     def _collect(self, what: str, region: Region, margin_arcsec: float) -> pd.DataFrame:
         grown = region.grown(margin_arcsec) if margin_arcsec else region
@@ -134,11 +142,31 @@ def change_flux(changes: pd.DataFrame, elapsed_s: float) -> F8:
     return np.asarray(changes["flux"] + changes["amplitude"] * (np.sin(angle) - np.sin(changes["phase"])), float)
 
 
-def change_position(changes: pd.DataFrame, elapsed_s: float) -> tuple[F8, F8]:
-    """Position of each change a time after the scenario's start, degrees."""
-    dec = changes["dec"].to_numpy()
-    ra = changes["ra"].to_numpy() + changes["rate_ra"].to_numpy() * elapsed_s / 3600.0 / np.cos(np.radians(dec))
-    return ra % 360.0, dec + changes["rate_dec"].to_numpy() * elapsed_s / 3600.0
+def change_position(changes: pd.DataFrame, begin_s: float, after_s: float = 0.0) -> tuple[F8, F8]:
+    """Position of each change in a visit, degrees.
+
+    Parameters
+    ----------
+    changes : `pandas.DataFrame`
+    begin_s : `float`
+        When the visit begins, seconds after the scenario's start.
+    after_s : `float`
+        Time since then.
+
+    Notes
+    -----
+    An object that has moved `_TETHER_ARCSEC` from its place starts anew as far
+    on the other side, between two visits: a field then has as many moving
+    objects late in the night as at its start, and nobody needs to look for
+    them far away.
+    """
+    rates = changes["rate_ra"].to_numpy(), changes["rate_dec"].to_numpy()
+    speed = np.maximum(np.hypot(*rates), 1e-9)
+    period_s = 2 * _TETHER_ARCSEC / speed
+    elapsed_s = (begin_s + period_s / 2) % period_s - period_s / 2 + after_s
+    ra, dec = changes["ra"].to_numpy(), changes["dec"].to_numpy()
+    east = rates[0] * elapsed_s / 3600.0 / np.cos(np.radians(dec))
+    return (ra + east) % 360.0, dec + rates[1] * elapsed_s / 3600.0
 
 
 @functools.lru_cache(maxsize=512)

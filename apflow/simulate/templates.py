@@ -13,7 +13,7 @@ from apflow.model.skymap import Cell, SkyMap
 from apflow.simulate.optics import psf_image
 from apflow.simulate.scenario import Scenario, generator
 from apflow.simulate.scene import constant_psf, draw_galaxies, draw_points
-from apflow.simulate.sky import make_sky
+from apflow.simulate.sky import MARGIN_ARCSEC, make_sky
 
 F4 = NDArray[np.float32]
 
@@ -81,12 +81,12 @@ def render_cell(scenario: Scenario, cell: Cell) -> Exposure:
     image = np.zeros(cell.shape, np.float32)
     floor = 0.02 * float(np.sqrt(background))
 
-    stars = sky.stars(region, _MARGIN_ARCSEC)
-    changes = sky.changes(region, _MARGIN_ARCSEC).rename(columns={"flux": "flux_now", "template_flux": "flux"})
+    stars = sky.stars(region, MARGIN_ARCSEC)
+    changes = sky.changes(region, MARGIN_ARCSEC).rename(columns={"flux": "flux_now", "template_flux": "flux"})
     for points in (stars, changes):
         x, y = cell.wcs.sky_to_pixel(points["ra"].to_numpy(), points["dec"].to_numpy())
         draw_points(image, psf, x, y, points["flux"].to_numpy(), floor)
-    draw_galaxies(image, psf, cell.wcs, sky.galaxies(region, _MARGIN_ARCSEC), 1.0, floor)
+    draw_galaxies(image, psf, cell.wcs, sky.galaxies(region, MARGIN_ARCSEC), 1.0, floor)
 
     variance = ((background + image / np.float32(njy)) * NOISE_RATIO**2).astype(np.float32)
     image += rng.standard_normal(image.shape, np.float32) * np.sqrt(variance)

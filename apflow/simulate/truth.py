@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from apflow.model.region import Region
 from apflow.simulate.optics import mixture_neff, moffat, psf_radius_px
 from apflow.simulate.scene import Scene, draw_points, trail_points
-from apflow.simulate.sky import change_flux, change_position, make_sky
+from apflow.simulate.sky import MARGIN_ARCSEC, change_flux, change_position, make_sky
 from apflow.simulate.templates import NOISE_RATIO, saturation_njy, template_fwhm_arcsec
 
 F4 = NDArray[np.float32]
@@ -49,17 +49,17 @@ def truth_table(scene: Scene, expected: F4, flat: F4, bad: NDArray[np.bool_]) ->
     """
     scenario, state = scene.scenario, scene.state
     region = scene.camera.region(scene.detector, state.ra_deg, state.dec_deg, state.rotation_deg)
-    # A fast mover of the last visits may have come from well outside.
-    changes = make_sky(scenario).changes(region, 12.0)
-    begin, end = scene.opened_s(0), scene.opened_s(len(state.shutter_s) - 1) + state.shutter_s[-1]
-    ra, dec = change_position(changes, (begin + end) / 2)
+    changes = make_sky(scenario).changes_in_sight(region)
+    begin = scene.opened_s(0)
+    open_s = scene.opened_s(len(state.shutter_s) - 1) + state.shutter_s[-1] - begin
+    ra, dec = change_position(changes, begin, open_s / 2)
     x, y = scene.wcs.sky_to_pixel(ra, dec)
-    flux = change_flux(changes, (begin + end) / 2) - changes["template_flux"].to_numpy()
+    flux = change_flux(changes, begin + open_s / 2) - changes["template_flux"].to_numpy()
     ny, nx = expected.shape
     keep = (x > -EDGE_PX) & (x < nx - 1 + EDGE_PX) & (y > -EDGE_PX) & (y < ny - 1 + EDGE_PX)
     keep &= np.abs(flux) > _LEAST * scenario.depth_njy
     changes, ra, dec, x, y, flux = changes[keep], ra[keep], dec[keep], x[keep], y[keep], flux[keep]
-    start, stop = (scene.wcs.sky_to_pixel(*change_position(changes, t)) for t in (begin, end))
+    start, stop = (scene.wcs.sky_to_pixel(*change_position(changes, begin, t)) for t in (0.0, open_s))
     sigma = _predicted_sigma(scene, expected, flat, np.stack([*start, *stop]))
     rate = np.hypot(changes["rate_ra"], changes["rate_dec"])
     return pd.DataFrame(
@@ -75,7 +75,7 @@ def truth_table(scene: Scene, expected: F4, flat: F4, bad: NDArray[np.bool_]) ->
             "flux_njy": flux,
             "snr": np.abs(flux) / sigma,
             "good": _on_good_pixels(bad, x, y) & ~_saturated_in_template(scene, region, x, y),
-            "trail_length_arcsec": (rate * (end - begin)).to_numpy(),
+            "trail_length_arcsec": (rate * open_s).to_numpy(),
             "trail_angle_deg": np.degrees(np.arctan2(changes["rate_ra"], changes["rate_dec"])).to_numpy() % 360.0,
         }
     )
@@ -144,7 +144,7 @@ def _on_good_pixels(bad: NDArray[np.bool_], x: F8, y: F8) -> NDArray[np.bool_]:
 def _saturated_in_template(scene: Scene, region: Region, x: F8, y: F8) -> NDArray[np.bool_]:
     """Whether the core touches the full pixels of a star in the template."""
     scenario = scene.scenario
-    stars = make_sky(scenario).stars(region, 12.0)
+    stars = make_sky(scenario).stars(region, MARGIN_ARCSEC)
     fwhm_px = template_fwhm_arcsec(scenario) / scene.camera.pixel_scale_arcsec
     radius = psf_radius_px(saturation_njy(scenario) / stars["flux"].to_numpy(), fwhm_px)
     bright = radius > 0

@@ -104,12 +104,12 @@ def test_bright_stars_saturate_and_bleed_along_columns():
     assert full[overflowing].all()
     # The charge spreads up and down, not sideways.
     assert full.any(1).sum() > overflowing.any(1).sum()
-    assert full.any(0).sum() <= overflowing.any(0).sum() + 4 * full.any(0).sum() // 5
+    nearly = expected > 0.97 * detector.amplifiers[0].saturation * detector.amplifiers[0].gain
+    assert not (full.any(0) & ~nearly.any(0)).any()
 
 
 def test_cosmic_rays_come_at_a_real_rate():
     scenario = Scenario(size=1024, detectors=(94,))
-    detector = scenario.load_camera().detector(94)
     hits = []
     for visit in visits(scenario):
         raw, _ = render_raw(scenario, visit, 0, 94)
@@ -120,4 +120,3 @@ def test_cosmic_rays_come_at_a_real_rate():
         hits.append((near & (excess > 10 * np.sqrt(expected))).sum())
     # 2.6 particles an image of 1.05 cm^2 and 30 s, some pixels each.
     assert 2 <= np.mean(hits) <= 100
-    assert detector.nx == 1024

@@ -75,6 +75,17 @@ def test_movers_move_and_the_rest_stay():
     assert (changes["template_flux"][moving] == 0).all()
 
 
+def test_movers_stay_in_the_field_all_night():
+    sky, region = make_sky(SMALL), _region(SMALL, 94)
+    changes = sky.changes_in_sight(region)
+    moving = changes[changes["kind"].isin(["mover", "trail"])]
+    for begin_s in (0.0, 3_000.0, 30_000.0):
+        ra, dec = change_position(moving, begin_s)
+        assert (separation_arcsec(ra, dec, moving["ra"], moving["dec"]) <= 40.1).all()
+        later = separation_arcsec(ra, dec, *change_position(moving, begin_s, 30.0))
+        assert later == pytest.approx(30 * np.hypot(moving["rate_ra"], moving["rate_dec"]).to_numpy(), rel=1e-3)
+
+
 def test_another_seed_is_another_sky():
     other = Scenario(seed=2, detectors=(94,))
     mine, theirs = make_sky(SMALL).stars(_region(SMALL, 94)), make_sky(other).stars(_region(other, 94))

@@ -74,7 +74,7 @@ def prepare(
         tuple(dict(r.guard) for r in results),
         tuple(r.arrived_unix for r in results),
         rows,
-        tuple(outbox),
+        tuple({a.alert_id: a for a in outbox}.values()),
         radius_arcsec,
     )
 

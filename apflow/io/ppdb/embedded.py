@@ -26,7 +26,7 @@ from apflow.model.region import Region
 from apflow.model.visit import Visit
 
 #: How long a lost owner is looked for.
-_PATIENCE_S = 8.0
+_PATIENCE_S = 5.0
 #: How long an answer may take, beyond what the request itself waits.
 _ANSWER_S = 120.0
 

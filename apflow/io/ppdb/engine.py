@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Engine:
                 f"SELECT *, {float(deadline_unix)!r}, 'expected' FROM new_visit "
                 "ON CONFLICT DO UPDATE SET region = excluded.region, deadline_unix = excluded.deadline_unix, "
                 "state = 'expected', cause = NULL, step = NULL WHERE ledger.stored_unix IS NULL AND "
-                "(ledger.state = 'expected' OR epoch(now()) > coalesce(ledger.deadline_unix, 0))",
+                f"(ledger.state = 'expected' OR {time.time()!r} > coalesce(ledger.deadline_unix, 0))",
                 new_visit=rows,
             )
             expected = query(

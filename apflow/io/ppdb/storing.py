@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import duckdb
 import hpgeom
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -18,6 +20,7 @@ from apflow.io.ppdb.interface import StoreReport
 from apflow.io.ppdb.sky_index import ORDER, chord, pixel_id, unit_vectors
 from apflow.io.ppdb.tables import SKY_TABLES
 from apflow.io.ppdb.turns import Key
+from apflow.model import schema
 from apflow.model.ledger import Outcome
 
 #: Pixels of this order (13") and their neighbours hold every object near a source.
@@ -45,24 +48,27 @@ def store(con: Any, batch: Batch) -> StoreReport:
 
 def query(con: Any, sql: str, **tables: pa.Table) -> pa.Table:
     """Rows of a SELECT that may read Arrow tables by name."""
-    for name, table in tables.items():
-        con.register(name, table)
-    try:
+    with _registered(con, tables):
         return con.sql(sql).to_arrow_table()
-    finally:
-        for name in tables:
-            con.unregister(name)
 
 
 def execute(con: Any, sql: str, **tables: pa.Table) -> None:
     """Run a statement that may read Arrow tables by name."""
+    with _registered(con, tables):
+        con.execute(sql)
+
+
+@contextlib.contextmanager
+def _registered(con: Any, tables: Mapping[str, pa.Table]) -> Iterator[None]:
     for name, table in tables.items():
         con.register(name, table)
     try:
-        con.execute(sql)
+        yield
     finally:
         for name in tables:
-            con.unregister(name)
+            # A failed statement aborts the transaction, and its end removes the names too.
+            with contextlib.suppress(duckdb.TransactionException):
+                con.unregister(name)
 
 
 def keys_table(keys: Sequence[Key]) -> pa.Table:
@@ -159,11 +165,11 @@ def _judge(con: Any, batch: Batch, which: Sequence[int]) -> tuple[list[int], lis
 
 
 def _write_ledger(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
-    alerts = pd.Series([(a.visit, a.detector) for a in batch.outbox]).value_counts()
+    alerts = Counter((a.visit, a.detector) for a in batch.outbox)
     offsets = batch.rows["DiaSource"].offsets
     rows = keys_table([batch.keys[i] for i in accepted])
     rows = rows.append_column("n_sources", pa.array([offsets[i + 1] - offsets[i] for i in accepted], pa.int32()))
-    n_alerts = [int(alerts.get(batch.keys[i][1:], 0)) for i in accepted]
+    n_alerts = [alerts[batch.keys[i][1:]] for i in accepted]
     rows = rows.append_column("n_alerts", pa.array(n_alerts, pa.int32()))
     rows = rows.append_column("arrived_unix", pa.array([batch.arrived_unix[i] for i in accepted], pa.float64()))
     execute(
@@ -189,7 +195,11 @@ def _write_rows(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
                 'WHERE o."diaObjectId" = n."diaObjectId" AND o."validityEndMjdTai" IS NULL',
                 new_rows=rows.select(["diaObjectId", "validityStartMjdTai"]),
             )
-        execute(con, f'INSERT INTO "{name}" BY NAME SELECT * FROM new_rows', new_rows=rows)
+        try:
+            execute(con, f'INSERT INTO "{name}" BY NAME SELECT * FROM new_rows', new_rows=rows)
+        except duckdb.ConstraintException as error:
+            key = ", ".join(schema.table(name).primary_key)
+            raise DataError(f"PPDB {name}: a row with this {key} is stored already: {error}") from error
 
 
 def _write_outbox(con: Any, batch: Batch, accepted: Sequence[int]) -> None:

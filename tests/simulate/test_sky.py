@@ -61,7 +61,7 @@ def test_full_ccds_hold_realistic_numbers():
 
 def test_all_kinds_of_change_occur():
     sky, region = make_sky(SMALL), _region(SMALL, 94)
-    kinds = set(sky.changes(region, 300.0)["kind"])
+    kinds = set(sky.changes(region, 120.0)["kind"])
     assert kinds == {"variable", "transient", "hosted", "mover", "trail"}
 
 

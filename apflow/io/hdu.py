@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +77,8 @@ def read_hdus(path: str | Path) -> list[Hdu]:
         The file system failed.
     """
     raw = _contents(path)
+    if not raw:
+        raise _not_fits(path)
     hdus: list[Hdu] = []
     offset = 0
     while offset < len(raw):
@@ -93,33 +95,41 @@ def read_hdus(path: str | Path) -> list[Hdu]:
     return hdus
 
 
-def read_primary(path: str | Path, complete: bool = False) -> dict[str, Any]:
+def read_primary(path: str | Path) -> dict[str, Any]:
     """The primary header alone.
-
-    Parameters
-    ----------
-    path : `str` or `pathlib.Path`
-    complete : `bool`
-        Also walk the other headers to make sure that the file is whole.
 
     Raises
     ------
     DataError, ServiceError
         As `read_hdus`.
     """
+    return dict(next(_headers(path)).header)
+
+
+def read_headers(path: str | Path) -> list[Hdu]:
+    """All headers without their data, which are made sure to be there; tables included.
+
+    Raises
+    ------
+    DataError, ServiceError
+        As `read_hdus`.
+    """
+    return list(_headers(path))
+
+
+def _headers(path: str | Path) -> Iterator[Hdu]:
     try:
         with open(path, "rb") as file:
             if file.read(2) == _GZIP:
-                return dict(read_hdus(path)[0].header)
-            size = os.fstat(file.fileno()).st_size
-            primary, offset = _next_header(path, file, 0, 0, size)
-            number = 1
-            while complete and offset < size:
-                _, offset = _next_header(path, file, number, offset, size)
+                yield from read_hdus(path)
+                return
+            number, offset, size = 0, 0, os.fstat(file.fileno()).st_size
+            while number == 0 or offset < size:
+                header, offset = _next_header(path, file, number, offset, size)
+                yield Hdu(str(header.get("EXTNAME", "")), _public(header))
                 number += 1
     except OSError as error:
         raise _os_error(path, error) from error
-    return _public(primary)
 
 
 def _next_header(path: str | Path, file: BinaryIO, number: int, offset: int, size: int) -> tuple[dict[str, Any], int]:

@@ -87,6 +87,7 @@ class Ingestor:
     def _run(self) -> None:
         try:
             with Repository(self._root, writeable=True) as repository:
+                repository.ingest_raws([], "move")  # imports what the first image should not wait for
                 self._ready.set()
                 self._watch(repository)
         except BaseException as error:

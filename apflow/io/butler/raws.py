@@ -19,7 +19,7 @@ from apflow.io.butler import paths
 from apflow.io.butler.ingest import ingest, references
 from apflow.io.butler.instruments import VISIT_SYSTEM
 from apflow.io.fits import info_of
-from apflow.io.hdu import read_primary
+from apflow.io.hdu import read_headers
 from apflow.model.camera import Camera
 from apflow.model.exposure import ImageInfo
 from apflow.model.ids import ImageName, day_obs_of, image_name, parse_image_name
@@ -124,7 +124,8 @@ def _examine(camera: Camera, file: Path) -> Ingested:
     """Read the header of a raw and check it against the camera and the file's name."""
     name, info = _name(file), None
     try:
-        info = info_of(read_primary(file, complete=True), file)
+        primary, *rest = read_headers(file)
+        info = info_of(primary.header, file)
         detector = camera.detector(info.detector)
         if info.instrument != camera.instrument:
             raise DataError(f"{file}: INSTRUME is {info.instrument!r}; accepted: {camera.instrument}")
@@ -132,6 +133,11 @@ def _examine(camera: Camera, file: Path) -> Ingested:
             was = f"{image_name(info.exposure, camera.image_prefix)}_{detector.name}"
             raise DataError(f"{file}: its name and its header disagree, the header is that of {was}")
         camera.filter(info.physical_filter)
+        missing = {a.segment for a in detector.amplifiers} - {hdu.name for hdu in rest}
+        if missing:
+            raise DataError(
+                f"{file} is truncated or of another camera: {detector.name} has a segment {min(missing)} too"
+            )
     except ApflowError as error:
         return Ingested(file, None, info, name, error=str(error))
     root = Path()

@@ -68,7 +68,7 @@ class Repository:
         camera = str(self.root / config.camera) if "/" in config.camera else config.camera
         self.camera: Camera = load_camera(camera, config.size)
         self.instrument = self.camera.instrument
-        self._identity = _inode(self.root)
+        self._identity = _identity(self.root)
         self.butler = Butler.from_config(str(self.root), writeable=writeable)
         # Those of `open` are dropped with their thread: the connection must not outlive them.
         self._finalizer = weakref.finalize(self, self.butler.close)
@@ -80,7 +80,7 @@ class Repository:
         key = (str(Path(root).resolve()), writeable)
         found = cache.get(key)
         # A folder removed and made anew holds another database under the same name.
-        if found is None or found._identity != _inode(found.root):
+        if found is None or found._identity != _identity(found.root):
             found = cache[key] = cls(root, writeable)
         return found
 
@@ -149,10 +149,17 @@ class Repository:
         registered : `int`
             How many datasets are registered of those given; calling again with
             the same ones is harmless.
+
+        Raises
+        ------
+        BadRequest
+            A visit is not registered: none of its raw images is.
         """
         from apflow.io.butler.ingest import ingest
 
         instrument = self.instrument
+        outputs = list(outputs)
+        self._check_visits({visit for _, visit, _ in outputs})
         files = [
             (Path(o.path), o.dataset_type, {"instrument": instrument, "visit": visit, "detector": detector})
             for o, visit, detector in outputs
@@ -163,12 +170,22 @@ class Repository:
         ingest(self.butler, run, files)
         return len(files)
 
+    def _check_visits(self, visits: set[int]) -> None:
+        known = self.butler.query_dimension_records(
+            "visit", instrument=self.instrument, where="visit IN (ids)", bind={"ids": [*visits, 0]}, explain=False
+        )
+        for visit in visits - {record.id for record in known}:
+            raise BadRequest(f"visit {visit} is not registered; it is when its first raw image is")
+
     def skymap(self) -> SkyMap | None:
         """The skymap of the templates; None while there are none."""
         names = sorted(r.name for r in self.butler.query_dimension_records("skymap", explain=False))
         return SkyMap.from_name(names[-1]) if names else None
 
 
-def _inode(root: Path) -> int | None:
-    database = root / "gen3.sqlite3"
-    return database.stat().st_ino if database.is_file() else None
+def _identity(root: Path) -> tuple[int, int] | None:
+    try:
+        status = (root / "butler.yaml").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.io.hdu import Hdu, read_hdus, read_primary, write_hdus
-from apflow.io.tables import write_table as write_table
 from apflow.model.exposure import Exposure, ImageInfo, Mask, Raw
 from apflow.model.psf import Psf
 from apflow.model.wcs import Wcs

@@ -259,7 +259,8 @@ def test_the_hub_loses_no_wake_up(tmp_path: Path) -> None:
 
     def one(i: int) -> bool:
         file = tmp_path / f"{i % 7}" / f"{i}"
-        maker = threading.Thread(target=lambda: (file.parent.mkdir(exist_ok=True), file.touch()))
+        file.parent.mkdir(exist_ok=True)
+        maker = threading.Thread(target=file.touch)
         maker.start()
         with hub.waiting([file]) as appeared:
             seen = file.exists() or (appeared.wait(5.0) and file.exists())

@@ -155,6 +155,8 @@ class Repository:
         BadRequest
             A visit is not registered: none of its raw images is.
         """
+        from lsst.daf.butler.registry import ConflictingDefinitionError
+
         from apflow.io.butler.ingest import ingest
 
         instrument = self.instrument
@@ -167,7 +169,11 @@ class Repository:
         chain = paths.prompt_chain(instrument)
         if self.butler.collections.register(run) or run not in self.butler.collections.get_info(chain).children:
             self.butler.collections.prepend_chain(chain, run)
-        ingest(self.butler, run, files)
+        try:
+            ingest(self.butler, run, files)
+        except ConflictingDefinitionError:
+            # A gather that was run again elsewhere was faster: what it registered is now skipped.
+            ingest(self.butler, run, files)
         return len(files)
 
     def _check_visits(self, visits: set[int]) -> None:

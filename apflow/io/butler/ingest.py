@@ -47,7 +47,7 @@ def ingest(butler: Butler, run: str, files: Files, transfer: str | None = None) 
     """
     pairs = references(butler, run, files)
     datasets = [FileDataset(path=str(path), refs=[ref]) for path, ref in pairs]
-    # Without validation info no file is looked at: FITS files say themselves whether they are whole.
+    # Without validation info no file is measured: FITS files say themselves whether they are whole.
     butler.ingest(*datasets, transfer=transfer, record_validation_info=False, skip_existing=True)
     return [ref for _, ref in pairs]
 

@@ -213,7 +213,8 @@ def _with_model_stamp(stamps: Stamps, science: Exposure, template: Exposure, bas
         raise DataError(f"{len(stamps.x)} objects to match PSFs with and no PSF models; at least {_VERY_FEW} needed")
     side = round(np.sqrt(len(stamps.core)))
     reach = basis.images.shape[-1] // 2
-    data = _fitted(science.psf.centre(), side)
+    ratio = float(np.median(_flux_ratios(stamps)[0])) if len(stamps.x) else 1.0
+    data = ratio * _fitted(science.psf.centre(), side)
     patch = _fitted(template.psf.centre(), side + 2 * reach)
     model = convolved(basis, patch[None].astype(np.float32)).reshape(1, len(basis.images), -1)
     weight = np.full((1, side * side), 1e4 * (data**2).sum() ** -1, np.float32)
@@ -236,14 +237,20 @@ def _fitted(image: F8, side: int) -> F8:
 
 def _first_cut(stamps: Stamps) -> NDArray[np.bool_]:
     """Stamps whose flux ratio is like the others': keeps variable stars out of the first fit."""
+    ratio, power = _flux_ratios(stamps)
+    middle = np.median(ratio)
+    spread = 1.4826 * np.median(np.abs(ratio - middle)) + 1e-3 * abs(middle)
+    good = (np.abs(ratio - middle) < 5 * spread) & (power > 0)
+    return np.asarray(good if good.any() else power >= 0)
+
+
+def _flux_ratios(stamps: Stamps) -> tuple[F8, F8]:
+    """Flux over template flux of each stamp's object, and the template's S/N squared."""
     w = stamps.weight[:, stamps.core]
     reference = stamps.model[:, 0][:, stamps.core]
     power = (w * reference**2).sum(1)
     ratio = (w * reference * stamps.data[:, stamps.core]).sum(1) / np.maximum(power, 1e-30)
-    middle = np.median(ratio)
-    spread = 1.4826 * np.median(np.abs(ratio - middle)) + 1e-3 * abs(middle)
-    good = (np.abs(ratio - middle) < 5 * spread) & (power > 0)
-    return good if good.any() else power >= 0
+    return ratio.astype(np.float64), power.astype(np.float64)
 
 
 @dataclass(frozen=True)

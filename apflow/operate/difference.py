@@ -1,0 +1,173 @@
+"""Any two images: subtract, detect, measure, and show."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from astropy.table import Table
+
+from apflow.config import Config
+from apflow.errors import BadRequest, DataError
+from apflow.io.alerts.container import block, header
+from apflow.io.alerts.cutouts import cutout_fits
+from apflow.io.alerts.packets import build_packets
+from apflow.io.alerts.schema import load_schema
+from apflow.io.atomic import atomic
+from apflow.io.fits import write_exposure
+from apflow.io.tables import write_table
+from apflow.model import schema
+from apflow.model.exposure import Exposure, Mask
+from apflow.model.products import Difference, History
+from apflow.operate import any_fits
+from apflow.operate.sheet import write_sheet
+from apflow.pixels.cutouts import cut, cutout_size
+from apflow.pixels.detect import detect, mark
+from apflow.pixels.measure import measure
+from apflow.pixels.subtract import subtract
+from apflow.pixels.warp import warp
+
+_THRESHOLD = 5.0
+#: Two grids that agree this well, in pixels, need no warp.
+_SAME_GRID_PX = 0.02
+_MIN_COVERAGE = 0.02
+_FLUXES = ("psfFlux", "apFlux", "scienceFlux", "templateFlux")
+
+
+def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
+    """Subtract a template from a science image and write what changed.
+
+    The template is brought to the science image's grid by the two WCS; where
+    one of them has none the images are taken as aligned. Sky, noise and PSFs
+    come from the images themselves where the files say nothing.
+
+    Parameters
+    ----------
+    science, template : `pathlib.Path`
+        FITS files; see `apflow.operate.any_fits.read`.
+    out : `pathlib.Path`
+        Folder, made when absent: difference.fits, diasources.parquet,
+        diasources.ecsv, stamps.png, and alerts.avro where the science image has a WCS.
+
+    Returns
+    -------
+    report : `dict`
+        Paths by file name, numbers of sources and alerts, unit of the fluxes, and the
+        subtraction's summary.
+
+    Raises
+    ------
+    BadRequest
+        A file is missing or not FITS, or shapes differ without WCS.
+    DataError
+        A file has no usable image, or the images do not overlap.
+    """
+    first, second = any_fits.read(Path(science)), any_fits.read(Path(template))
+    second = _aligned(first, second, science, template)
+    prepared, matched = any_fits.prepare(first), any_fits.prepare(second)
+    prepared, matched = (
+        any_fits.without_cosmic_rays(prepared, matched),
+        any_fits.without_cosmic_rays(matched, prepared),
+    )
+    result = subtract(prepared, matched, min_coverage=_MIN_COVERAGE)
+    peaks = detect(result, _THRESHOLD)
+    result = mark(result, peaks)
+    sources = measure(result, prepared, peaks)
+    sources.insert(0, "diaSourceId", np.arange(1, len(sources) + 1))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_exposure(out / "difference.fits", result.exposure)
+    _write_tables(out, sources, prepared.unit)
+    write_sheet(out / "stamps.png", result, prepared, sources)
+    names = ["difference.fits", "diasources.parquet", "diasources.ecsv", "stamps.png"]
+    alerts = 0
+    if prepared.wcs is not None:
+        alerts = _write_alerts(out / "alerts.avro", result, prepared, sources)
+        names.append("alerts.avro")
+    report: dict[str, Any] = {name: str(out / name) for name in names}
+    report |= {"sources": len(sources), "alerts": alerts, "flux_unit": prepared.unit}
+    report |= {"science_fwhm_px": prepared.summary["psf_fwhm_px"], "template_fwhm_px": matched.summary["psf_fwhm_px"]}
+    return report | dict(result.exposure.summary)
+
+
+def _aligned(science: Exposure, template: Exposure, science_path: Path, template_path: Path) -> Exposure:
+    """The template on the science image's grid."""
+    if science.wcs is None or template.wcs is None:
+        if science.shape == template.shape:
+            return template
+        which = " and ".join(str(p) for e, p in ((science, science_path), (template, template_path)) if e.wcs is None)
+        raise BadRequest(
+            f"{science_path} of shape {science.shape} and {template_path} of shape {template.shape} cannot be aligned: "
+            f"no WCS in {which}; accepted: a WCS in both, or images of one shape that are aligned already"
+        )
+    if science.shape == template.shape and _same_grid(science, template):
+        return template
+    warped = warp(template, science.wcs, science.shape)
+    if ((warped.mask & Mask.NO_DATA) != 0).all():
+        middles = [_middle(e) for e in (science, template)]
+        raise DataError(
+            f"{science_path} and {template_path} do not overlap on the sky: their middles (RA, Dec) are "
+            f"{middles[0]} and {middles[1]}"
+        )
+    return warped
+
+
+def _same_grid(science: Exposure, template: Exposure) -> bool:
+    assert science.wcs is not None and template.wcs is not None
+    ny, nx = science.shape
+    x, y = np.array([0.0, nx, 0.0, nx, nx / 2]), np.array([0.0, 0.0, ny, ny, ny / 2])
+    px, py = template.wcs.sky_to_pixel(*science.wcs.pixel_to_sky(x, y))
+    return bool(np.nanmax(np.hypot(px - x, py - y)) < _SAME_GRID_PX)
+
+
+def _middle(exposure: Exposure) -> str:
+    assert exposure.wcs is not None
+    ra, dec = exposure.wcs.pixel_to_sky(exposure.shape[1] / 2, exposure.shape[0] / 2)
+    return f"({float(ra):.4f}, {float(dec):+.4f})"
+
+
+def _write_tables(out: Path, sources: pd.DataFrame, unit: str) -> None:
+    """DiaSources with units and descriptions of apdb.yaml, fluxes in the image's own unit."""
+    columns = {c.name: c for c in schema.table("DiaSource").columns}
+    units = {name: columns[name].unit for name in sources if name in columns and columns[name].unit}
+    units |= {name + suffix: unit for name in _FLUXES for suffix in ("", "Err") if name + suffix in sources}
+    notes = {name: columns[name].description for name in sources if name in columns}
+    table = sources.copy()
+    table.attrs = {"unit": units, "description": notes}
+    write_table(out / "diasources.parquet", table)
+    ecsv = Table.from_pandas(sources)
+    for name in ecsv.colnames:
+        ecsv[name].unit = {"pixel": "pix", "ADU": "adu"}.get(units.get(name, ""), units.get(name))
+        ecsv[name].description = notes.get(name)
+    text = io.StringIO()
+    ecsv.write(text, format="ascii.ecsv")
+    with atomic(out / "diasources.ecsv") as file:
+        file.write(text.getvalue().encode())
+
+
+def _write_alerts(path: Path, result: Difference, science: Exposure, sources: pd.DataFrame) -> int:
+    """One packet for each source, each a new DiaObject, in an Avro file; fluxes in the image's own unit."""
+    settings = Config().packets
+    stamps = {}
+    for key, x, y, box in zip(sources["diaSourceId"], sources["x"], sources["y"], sources["bboxSize"], strict=True):
+        size = cutout_size(box, settings.cutout_px, settings.cutout_max_px)
+        planes = (result.exposure, science, result.matched)
+        d, s, t = (cutout_fits(cut(plane, x, y, size), science.unit) for plane in planes)
+        stamps[int(key)] = (d, s, t)
+    rows = schema.conform(sources.assign(diaObjectId=sources["diaSourceId"]), "DiaSource")
+    objects = pd.DataFrame({"diaObjectId": rows["diaSourceId"], "ra": rows["ra"], "dec": rows["dec"]})
+    objects["nDiaSources"], objects["validityStartMjdTai"] = 1, rows["midpointMjdTai"]
+    objects["firstDiaSourceMjdTai"] = objects["lastDiaSourceMjdTai"] = rows["midpointMjdTai"]
+    empty = History(*(schema.empty(name) for name in ("DiaObject", "DiaSource", "DiaForcedSource")))
+    packets = build_packets(
+        rows, schema.conform(objects, "DiaObject"), empty, empty.forced, stamps, settings.schema_version
+    )
+    head, sync = header(load_schema(settings.schema_version))
+    with atomic(path) as file:
+        file.write(head)
+        for packet in packets:
+            file.write(b"".join(block(packet.datum, sync)))
+    return len(packets)

@@ -159,10 +159,12 @@ def test_settled_states_and_steps(ppdb: Ppdb) -> None:
     late = Outcome("LSSTCam", night.FIRST, 1, State.IMAGE_TIMEOUT, "snap 0 never came", "await_science_images")
     for _ in range(2):
         ppdb.settle([done, late])
+    ppdb.settle([dataclasses.replace(done, published_unix=9.0)])
     ppdb.settle([dataclasses.replace(done, state=State.FAILED)])
     ledger = ppdb.ledger().set_index("detector")
     assert ledger["state"].tolist() == ["done", "image_timeout", "expected"]
     assert ledger.loc[1, "cause"] == "snap 0 never came" and ledger.loc[2, "cause"] == ""
+    assert ledger.loc[0, "published_unix"] == 9.0 and ledger.loc[0, "arrived_unix"] == 5.0
     assert ledger.loc[0, "n_sources"] == 10 and ledger.loc[0, "n_alerts"] == 10
     assert ppdb.table("step_record")["core_s"].tolist() == [0.5]
 
@@ -281,3 +283,15 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
         con.execute("UPDATE metadata SET value = '9.0.0' WHERE name = 'version:schema'")
     with pytest.raises(BadRequest, match=r"version:schema 9\.0\.0; accepted: "):
         open_ppdb(url)
+
+
+def test_a_forgotten_handle_does_not_keep_the_file_open(tmp_path: Path) -> None:
+    url = f"duckdb://{tmp_path}/ppdb.duckdb"
+    with open_ppdb(url, create=True) as ppdb:
+        night.store(open_ppdb(url), [night.process(open_ppdb(url), 0, 0)])
+        open_ppdb(url).close()
+        night.check(ppdb)
+    with pytest.raises(BadRequest, match="after close"):
+        ppdb.ledger()
+    with duckdb.connect(f"{tmp_path}/ppdb.duckdb") as con:  # nobody holds it
+        assert con.execute('SELECT count(*) FROM "DiaSource"').fetchone() == (10,)

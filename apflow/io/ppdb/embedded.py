@@ -6,7 +6,9 @@ import atexit
 import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,20 +33,30 @@ _PATIENCE_S = 5.0
 _ANSWER_S = 120.0
 
 
+@dataclass(eq=False)
+class _Use:
+    """A database that this process owns, and how many handles use it."""
+
+    server: Server
+    handles: int = 0
+
+    def drop(self) -> None:
+        """A handle is gone."""
+        self.handles -= 1
+
+
 class _Owned:
-    """The databases that this process owns, and how many handles use each."""
+    """The databases that this process owns."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.servers: dict[Path, tuple[Server, int]] = {}
+        self._lock = threading.Lock()
+        self._uses: dict[Path, _Use] = {}
 
-    def acquire(self, path: Path, create: bool) -> Server | None:
-        """The server of a database: known, or new where nobody owns it; else None."""
-        with self.lock:
-            if path in self.servers:
-                server, users = self.servers[path]
-                self.servers[path] = server, users + 1
-                return server
+    def acquire(self, path: Path, create: bool) -> _Use | None:
+        """The database, where this process owns it or can take it; None where another process owns it."""
+        with self._lock:
+            if path in self._uses:
+                return self._uses[path]
             if not create and not path.exists():
                 raise BadRequest(f"PPDB {path} does not exist; accepted: one that was created before")
             if not path.parent.is_dir():
@@ -53,51 +65,56 @@ class _Owned:
             if fd is None:
                 return None
             try:
-                server = Server(path, fd, Engine(path, create))
+                self._uses[path] = _Use(Server(path, fd, Engine(path, create)))
             except BaseException:
                 os.close(fd)
                 raise
-            self.servers[path] = server, 1
-            return server
+            return self._uses[path]
 
-    def release(self, path: Path) -> None:
-        """One handle less; the last one closes the database."""
-        with self.lock:
-            server, users = self.servers.pop(path)
-            if users > 1:
-                self.servers[path] = server, users - 1
-            else:
-                server.close()
+    def close_unused(self, path: Path) -> None:
+        """Close a database that no handle uses any more."""
+        with self._lock:
+            if path in self._uses and self._uses[path].handles <= 0:
+                self._uses.pop(path).server.close()
 
     def close(self) -> None:
         """At the end of the process."""
-        while self.servers:
-            self.servers.popitem()[1][0].close()
+        while self._uses:
+            self._uses.popitem()[1].server.close()
 
     def forget(self) -> None:
         """In a forked child, which owns nothing."""
-        for server, _ in self.servers.values():
-            server.forget()
-        self.__init__()  # type: ignore[misc]
+        for use in self._uses.values():
+            use.server.forget()
+        self._lock, self._uses = threading.Lock(), {}
 
 
 _owned = _Owned()
 atexit.register(_owned.close)
 os.register_at_fork(after_in_child=_owned.forget)
+#: Each thread of a client has connections of its own, shared by its handles: waiting for a turn holds up nobody.
+_thread = threading.local()
+
+
+def _connections() -> dict[tuple[int, Path], Connection]:
+    """This thread's connections by process and file: a forked child must not use its parent's."""
+    if not hasattr(_thread, "connections"):
+        _thread.connections = {}
+    found: dict[tuple[int, Path], Connection] = _thread.connections
+    return found
 
 
 class EmbeddedPpdb(Ppdb):
     """A DuckDB file; see `apflow.io.ppdb.open_ppdb`.
 
-    Pickles as its URL. A thread of a client has its own connection, so that
-    waiting for a turn holds up nobody. When the owner is gone, whoever asks
-    next takes the file over.
+    Pickles as its path. A process that owns the file keeps it until the last
+    handle is closed; a handle that is merely forgotten counts no more, but
+    does not close it. When the owner is gone, whoever asks next takes over.
     """
 
     def __init__(self, path: Path, create: bool = False) -> None:
         self._path = path
-        self._server: Server | None = None
-        self._thread = threading.local()
+        self._use: _Use | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._backend(time.monotonic() + _PATIENCE_S, create)
@@ -105,23 +122,28 @@ class EmbeddedPpdb(Ppdb):
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddedPpdb, (self._path,)
 
+    def _owned_engine(self, create: bool) -> Engine | None:
+        with self._lock:
+            if self._use is None or self._use.server.pid != os.getpid():
+                self._use = _owned.acquire(self._path, create)
+                if self._use is not None:
+                    self._use.handles += 1
+                    self._forgotten = weakref.finalize(self, self._use.drop)
+            return None if self._use is None else self._use.server.engine
+
     def _backend(self, until: float, create: bool = False) -> Engine | Connection:
         if self._closed:
             raise BadRequest(f"PPDB {self._path} is used after close()")
         pause = 0.02
         while True:
-            pid, kept = self._kept()
-            if kept is not None and pid == os.getpid():
-                return kept
-            with self._lock:
-                if self._server is None or self._server.pid != os.getpid():
-                    self._server = _owned.acquire(self._path, create)
-                if self._server is not None:
-                    return self._server.engine
-            try:
-                connection = ownership.reach(self._path)
-                self._thread.connection = os.getpid(), connection
+            connection = _connections().get((os.getpid(), self._path))
+            if connection is not None:
                 return connection
+            engine = self._owned_engine(create)
+            if engine is not None:
+                return engine
+            try:
+                return _connections().setdefault((os.getpid(), self._path), ownership.reach(self._path))
             except OSError as error:
                 if time.monotonic() > until:
                     raise ServiceError(f"PPDB {self._path}: its owner cannot be reached: {error}") from error
@@ -151,16 +173,10 @@ class EmbeddedPpdb(Ppdb):
                 return value
             raise value
 
-    def _kept(self) -> tuple[int, Connection | None]:
-        """This thread's connection and the process that made it: a forked child must not use its parent's."""
-        kept: tuple[int, Connection | None] = getattr(self._thread, "connection", (0, None))
-        return kept
-
     def _drop(self) -> None:
-        _, connection = self._kept()
+        connection = _connections().pop((os.getpid(), self._path), None)
         if connection is not None:
             connection.close()
-            del self._thread.connection
 
     def openVisit(self, visit: Visit, regions: Mapping[int, Region], deadline_unix: float) -> None:
         """See `Ppdb`."""
@@ -237,6 +253,8 @@ class EmbeddedPpdb(Ppdb):
         """See `Ppdb`."""
         self._drop()
         with self._lock:
-            if not self._closed and self._server is not None and self._server.pid == os.getpid():
-                _owned.release(self._path)
-            self._server, self._closed = None, True
+            self._closed = True
+            if self._use is not None and self._use.server.pid == os.getpid():
+                self._forgotten()
+                _owned.close_unused(self._path)
+            self._use = None

@@ -233,7 +233,7 @@ def settle(con: Any, keys: Sequence[Key], outcomes: Sequence[Outcome]) -> None:
         "n_alerts = greatest(excluded.n_alerts, ledger.n_alerts), "
         "arrived_unix = coalesce(excluded.arrived_unix, ledger.arrived_unix), "
         "published_unix = coalesce(excluded.published_unix, ledger.published_unix) "
-        "WHERE ledger.state <> 'done'",
+        "WHERE ledger.state <> 'done' OR excluded.state = 'done'",
         outcomes=rows,
     )
     steps = [(key, s) for key, o in zip(keys, outcomes, strict=True) for s in o.steps]

@@ -69,7 +69,8 @@ def psf_stack(psf: Psf, x: F8, y: F8) -> F4:
     return np.asarray((np.tensordot(weights, cut, 1) / total[:, None, None]).astype(np.float32))
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+# No fastmath: where its arrays happen to lie in memory would then change the last digits of the products.
+@njit(cache=True, nogil=True)
 def shift_psf(psf, dx, dy, table, out, work):  # type: ignore[no-untyped-def]
     """Move a PSF image by (dx, dy), |d| <= 1, into `out` by Lanczos-4; `work` has its shape."""
     k = psf.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ _VOTERS = 200
 _VOTE_ARCSEC = 0.2
 #: After the vote stars match within this; rotation and noise are what is left.
 _MATCH_ARCSEC = 0.8
+#: Matches must be so many times those expected by chance.
+_CHANCE = 3.0
 #: Stars at least for a fit of rotation, of scale, and of all four linear terms.
 _FOR_ROTATION, _FOR_SCALE, _FOR_AFFINE = 4, 20, 60
 
@@ -73,12 +76,12 @@ def fit_wcs(
     Raises
     ------
     DataError
-        Fewer than ``min_matched`` stars match.
+        Fewer than ``min_matched`` stars match, or hardly more than would by chance.
     """
     near = _nearby(reference, wcs, x, y, match_radius_arcsec)
     ra, dec = (reference[c].to_numpy(float)[near] for c in ("ra", "dec"))
     star, found = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    fitted, scatter = wcs, np.nan
+    fitted, scatter, least = wcs, np.nan, float(min_matched)
     if len(x) >= min_matched and len(ra) >= min_matched:
         fitted = _moved(wcs, *_vote(x, y, ra, dec, reference["mag"].to_numpy(float)[near], wcs, match_radius_arcsec))
         radius = _MATCH_ARCSEC
@@ -89,14 +92,21 @@ def fit_wcs(
             fitted, scatter = _refine(x[star], y[star], ra[found], dec[found], fitted)
             radius = min(_MATCH_ARCSEC, max(5.0 * scatter, 0.05))
         star, found = _match(x, y, ra, dec, fitted, radius)
-    if len(star) < min_matched:
+        least = max(min_matched, _CHANCE * _by_chance(x, ra, dec, radius))
+    if len(star) < least:
         raise DataError(
             f"no astrometric match: {len(star)} of {len(x)} stars match {len(ra)} reference stars of the field "
-            f"after shifts to {match_radius_arcsec:g} arcsec; accepted: {min_matched} or more"
+            f"after shifts to {match_radius_arcsec:g} arcsec; accepted: {math.ceil(least)} or more"
         )
     offset = separation_arcsec(*wcs.pixel_to_sky(x.mean(), y.mean()), *fitted.pixel_to_sky(x.mean(), y.mean()))
     turn = (fitted.rotation_deg() - wcs.rotation_deg() + 180.0) % 360.0 - 180.0
     return fitted, Astrometry(star, near[found], float(offset), turn * 3600.0, scatter)
+
+
+def _by_chance(x: F8, ra: F8, dec: F8, radius_arcsec: float) -> float:
+    """Stars that would match if the reference were of another field."""
+    width = np.ptp(project(ra, dec, ra[0], dec[0]), axis=1) * 3600.0
+    return float(len(x) * len(ra) * math.pi * radius_arcsec**2 / max(width.prod(), radius_arcsec**2))
 
 
 def _nearby(reference: pd.DataFrame, wcs: Wcs, x: F8, y: F8, margin_arcsec: float) -> I8:

@@ -124,7 +124,7 @@ def _without_cosmic_rays(exposure: Exposure, fwhm_px: float) -> Exposure:
         return exposure
     mask = exposure.mask.copy()
     mask[hits] |= _CR | _INTRP
-    return dataclasses.replace(exposure, image=interpolate(exposure.image, mask, _CR), mask=mask)
+    return dataclasses.replace(exposure, image=interpolate(exposure.image, hits.astype(np.int32), 1), mask=mask)
 
 
 def _hit(exposure: Exposure, stars: pd.DataFrame) -> NDArray[np.bool_]:

@@ -49,7 +49,7 @@ def find_cosmic_rays(exposure: Exposure, fwhm_px: float) -> NDArray[np.bool_]:
     """
     s2 = (fwhm_px / 2.3548) ** 2
     ratios = _TOLERANCE * np.exp(-np.array([0.5, 1.0, 2.0]) / s2)
-    sky = np.float32(typical(exposure.image))
+    sky = np.float32(typical(exposure.image, exposure.mask, _UNUSABLE))
     found = _seeds(exposure.image, exposure.variance, exposure.mask, sky, ratios)
     hits = np.zeros(exposure.shape, np.bool_)
     if len(found):

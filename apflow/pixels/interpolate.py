@@ -14,10 +14,11 @@ I8 = NDArray[np.int64]
 _REACH = 64
 
 
-def typical(image: F4) -> float:
-    """Median of a sparse sample of an image: its sky, near enough for a fill value."""
+def typical(image: F4, mask: I4, planes: int) -> float:
+    """Median of a sparse sample of the unmasked pixels: the sky, near enough for a fill value; 0 if there are none."""
     step = max(1, int(np.sqrt(image.size / 16384)))
-    return float(np.median(image[::step, ::step]))
+    sample = image[::step, ::step][mask[::step, ::step] & planes == 0]
+    return float(np.median(sample)) if sample.size else 0.0
 
 
 def interpolate(image: F4, mask: I4, planes: int) -> F4:
@@ -36,7 +37,7 @@ def interpolate(image: F4, mask: I4, planes: int) -> F4:
     out = image.copy()
     where = masked_pixels(mask, planes)
     if len(where):
-        fill(out, mask, planes, where, np.float32(typical(image)))
+        fill(out, mask, planes, where, np.float32(typical(image, mask, planes)))
     return out
 
 

@@ -45,41 +45,45 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
     exposure : `Exposure`
         In ``electron``. BAD: defects, pixels without data or without flat,
         dead amplifiers; NO_DATA: no finite value; SAT: at or above the
-        amplifier's saturation, grown by 2 px; all of these are INTRP, and
-        their image is interpolated while their variance is kept. Image and
-        variance are finite everywhere.
+        amplifier's saturation, grown by 2 px; these are INTRP, and
+        their image is interpolated while their variance is kept, but dead
+        amplifiers hold the sky's level. Image and variance are finite everywhere.
 
     Raises
     ------
     DataError
         The raw is of another detector; a segment is missing, unknown or of a
-        wrong shape; a calib has not the shape of the CCD; or the image is
-        constant or has no finite pixel at all.
+        wrong shape; a calib has not the shape of the CCD; or no amplifier has
+        two different finite values.
     """
     _check(raw, detector, calibs)
-    image, variance = np.empty(detector.shape, np.float32), np.empty(detector.shape, np.float32)
+    image, variance = np.zeros(detector.shape, np.float32), np.ones(detector.shape, np.float32)
     mask = np.zeros(detector.shape, np.int32)
-    alive = 0
+    dead = []
     for amp in detector.amplifiers:
         segment = _native(raw.segments[amp.segment])
         science = segment[: amp.ny, amp.prescan : amp.prescan + amp.nx]
         # fmin and fmax pass over NaN; where all are NaN the comparison is false
-        live = bool(np.fmin.reduce(science, None) < np.fmax.reduce(science, None))
-        alive += live
-        _assemble(
-            segment, (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, _OVERSCAN_SKIP, amp.flip_x, amp.flip_y, live,
-            np.float32(amp.gain), np.float32(amp.read_noise), np.float32(amp.saturation),
-            np.float32(raw.info.exposure_time_s), calibs.bias, calibs.dark, calibs.flat, calibs.defects,
-            image, variance, mask,
-        )  # fmt: skip
-    if not alive:
+        if np.fmin.reduce(science, None) < np.fmax.reduce(science, None):
+            _assemble(
+                segment, (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, _OVERSCAN_SKIP, amp.flip_x, amp.flip_y,
+                np.float32(amp.gain), np.float32(amp.read_noise), np.float32(amp.saturation),
+                np.float32(raw.info.exposure_time_s), calibs.bias, calibs.dark, calibs.flat, calibs.defects,
+                image, variance, mask,
+            )  # fmt: skip
+        else:
+            own = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
+            variance[own], mask[own] = amp.read_noise**2, _NO_DATA
+            dead.append(own)
+    if len(dead) == len(detector.amplifiers):
         raise DataError(f"raw {_name(raw)}: every amplifier is constant or has no finite pixel; accepted: a real image")
-    saturated = masked_pixels(mask, _SAT)
-    grow(mask, _SAT, saturated, _SATURATION_GROW)
+    grow(mask, _SAT, masked_pixels(mask, _SAT), _SATURATION_GROW)
     where = masked_pixels(mask, _BAD | _SAT)
-    if len(where):
-        fill(image, mask, _BAD | _SAT, where, np.float32(typical(image)))
-        mask.reshape(-1)[where] |= _INTRP
+    sky = np.float32(typical(image, mask, _BAD | _SAT | _NO_DATA))
+    fill(image, mask, _BAD | _SAT | _NO_DATA, where, sky)
+    mask.reshape(-1)[where] |= _INTRP
+    for own in dead:
+        image[own], mask[own] = sky, _BAD | _NO_DATA
     return Exposure(image, variance, mask, "electron", info=raw.info)
 
 
@@ -149,7 +153,6 @@ def _assemble(
     skip: int,
     flip_x: bool,
     flip_y: bool,
-    live: bool,
     gain: np.float32,
     read_noise: np.float32,
     saturation: np.float32,
@@ -187,10 +190,10 @@ def _assemble(
             electrons = (line[i] - level - bias[y, x]) * gain
             value = (electrons - dark[y, x] * exposure_time_s) * inverse
             finite = abs(value) < np.float32(1e30)
-            bits = np.int32(0) if usable and live and finite and not defects[y, x] else np.int32(_BAD)
-            bits |= np.int32(0) if live and finite else np.int32(_NO_DATA)
+            bits = np.int32(0) if usable and finite and not defects[y, x] else np.int32(_BAD)
+            bits |= np.int32(0) if finite else np.int32(_NO_DATA)
             bits |= np.int32(_SAT) if line[i] >= saturation else np.int32(0)
-            image[y, x] = value if finite and live else zero
-            signal = electrons if finite and live and electrons > zero else zero
+            image[y, x] = value if finite else zero
+            signal = electrons if finite and electrons > zero else zero
             variance[y, x] = (signal + noise2) * inverse * inverse
             mask[y, x] = bits

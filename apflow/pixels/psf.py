@@ -12,18 +12,21 @@ from scipy.ndimage import maximum_filter, uniform_filter
 from scipy.optimize import least_squares
 
 from apflow.errors import DataError
-from apflow.model.exposure import Exposure
+from apflow.model.exposure import Exposure, Mask
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
 
 #: Half-width of the Lanczos kernel that registers stamps, px.
 _TAPS = 4
 #: Stars of the mean of the PSF's coefficients: fewer lower the spatial order.
 _STARS_PER_TERM = 8
 #: Error of a star's profile that is not photon noise: keeps the few brightest from deciding alone.
-_PROFILE_ERROR = 0.01
+_PROFILE_ERROR = 0.02
+#: Part by which the PSF may vary to the image's border.
+_VARIATION = 0.1
 #: A pixel of a star's stamp further off than this is a neighbour's, a star with worse residuals no star.
 _CLIP_SIGMA, _CLIP_STARS_SIGMA = 4.0, 4.0
 #: Beyond so many FWHM the PSF is its wing's model.
@@ -32,6 +35,8 @@ _WING_FWHM = 2.0
 _NEIGHBOUR_SIGMA = 3.0
 #: Radius of the point-source fit in FWHM: flux and position are in the core, neighbours outside.
 _FIT_FWHM = 1.75
+
+_UNUSABLE = int(Mask.BAD | Mask.SAT | Mask.NO_DATA | Mask.CR)
 
 
 def psf_size(fwhm_px: float) -> int:
@@ -85,11 +90,11 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         flux = np.where(good, rows[:, 2], flux)
         profiles = _stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
         noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
-        clean = ~_neighbours(profiles, psf.terms[0], noise)
+        clean = ~(_masked(exposure.mask, x[good], y[good], half) | _neighbours(profiles, psf.terms[0], noise))
         wing, level = _wing(profiles, clean, noise, fwhm)
         design = polynomial_terms(x[good], y[good], exposure.shape, order)
-        terms = _average(profiles - level[:, None, None], clean, noise, design)
-        psf = Psf(_normalised(terms, wing, fwhm), exposure.shape)
+        terms = _average(profiles - level[:, None, None], clean, noise, design, psf.terms[0])
+        psf = Psf(_normalised(terms, wing, fwhm, design.mean(0)), exposure.shape)
     return psf
 
 
@@ -135,39 +140,51 @@ def _neighbours(profiles: F8, psf: F8, noise: F8) -> NDArray[np.bool_]:
     )
 
 
-def _average(profiles: F8, clean: NDArray[np.bool_], noise: F8, design: F8) -> F8:
+def _average(profiles: F8, clean: NDArray[np.bool_], noise: F8, design: F8, psf: F8) -> F8:
     """Coefficient images (nterms, k, k) by weighted least squares with clipping of pixels.
 
     `profiles` (n, k, k) of unit flux, `clean` where they are the star's own,
-    `noise` (n,) of their pixels, `design` (n, nterms).
+    `noise` (n,) of their pixels, `design` (n, nterms), `psf` (k, k) what is
+    known already. Variation is expected to be a part of that, and shrinks to
+    it where the stars say little.
     """
     n, k, _ = profiles.shape
-    data = profiles.reshape(n, k * k)
-    weight = np.where(clean.reshape(n, k * k), 1.0, 1e-6) / (noise**2 + (_PROFILE_ERROR * data.max()) ** 2)[:, None]
+    data, known = profiles.reshape(n, k * k), np.maximum(psf.reshape(k * k), 0.0)
+    floor = _PROFILE_ERROR * known + 1e-3 * known.max()
+    variance = noise[:, None] ** 2 + floor**2
+    weight = np.where(clean.reshape(n, k * k), 1.0, 1e-6) / variance
     products = (design[:, :, None] * design[:, None, :]).reshape(n, -1)
     m = design.shape[1]
+    prior = np.zeros((k * k, m, m))
+    for term in range(1, m):
+        prior[:, term, term] = 1.0 / (_VARIATION * known + 1e-4 * known.max()) ** 2
     terms = np.zeros((m, k * k))
     for turn in range(3):
         if turn:
-            residual = data - design @ terms
-            sigma = np.sqrt(noise[:, None] ** 2 + (_PROFILE_ERROR * data.max()) ** 2 / 4)
-            weight = np.where(np.abs(residual) < _CLIP_SIGMA * sigma, weight, weight * 1e-6)
-        normal = (weight.T @ products).reshape(k * k, m, m)
+            off = (data - design @ terms) ** 2 / variance
+            weight = np.where(off < _CLIP_SIGMA**2, weight, weight * 1e-6)
+        normal = (weight.T @ products).reshape(k * k, m, m) + prior
         right = (weight * data).T @ design
         terms = np.linalg.solve(normal, right[:, :, None])[:, :, 0].T
     return np.asarray(terms.reshape(m, k, k))
 
 
-def _normalised(terms: F8, wing: F8, fwhm: float) -> F8:
-    """The PSF with its wing in place of noise beyond 2 FWHM, of sum 1 everywhere on the image."""
+def _normalised(terms: F8, wing: F8, fwhm: float, mean: F8) -> F8:
+    """The PSF with its wing in place of noise beyond 2 FWHM, of sum 1 everywhere on the image.
+
+    Fluxes that drift over the image and a PSF whose sum does are one and the
+    same: the drift is taken out, about the stars' ``mean`` terms.
+    """
     k = terms.shape[1]
     axis = np.arange(k) - k // 2
     far = np.hypot(axis[:, None], axis) > _WING_FWHM * fwhm
     out = np.where(far, 0.0, terms)
-    out[0] = np.where(far, wing, out[0])
-    out[0] /= out[0].sum()
-    out[1:] -= out[1:].sum((1, 2))[:, None, None] * out[0]
-    return np.asarray(out)
+    typical = np.tensordot(mean, out, 1)
+    drift = out.sum((1, 2)) / typical.sum()
+    drift[0] -= 1.0
+    out -= drift[:, None, None] * typical
+    out[0] += np.where(far, wing, 0.0)
+    return np.asarray(out / out[0].sum())
 
 
 def _wing(profiles: F8, clean: NDArray[np.bool_], noise: F8, fwhm: float) -> tuple[F8, F8]:
@@ -253,6 +270,19 @@ def _stamps(image: F4, x: F8, y: F8, half: int) -> F8:
     out = np.empty((len(x), 2 * half + 1, 2 * half + 1))
     for n in range(len(x)):
         _sample(image, x[n], y[n], half, out[n])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _masked(mask: I4, x: F8, y: F8, half: int) -> NDArray[np.bool_]:
+    """Pixels (n, k, k) of stamps that hold no light of their own."""
+    k = 2 * half + 1
+    out = np.zeros((len(x), k, k), np.bool_)
+    for n in range(len(x)):
+        x0, y0 = round(x[n]) - half, round(y[n]) - half
+        for j in range(k):
+            for i in range(k):
+                out[n, j, i] = mask[y0 + j, x0 + i] & _UNUSABLE
     return out
 
 

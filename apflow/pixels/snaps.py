@@ -44,15 +44,15 @@ def combine(first: Exposure, second: Exposure) -> Exposure:
         The snaps are of different detectors, shapes or units.
     """
     _check(first, second)
-    sky = np.float32(typical(first.image)), np.float32(typical(second.image))
-    hit1 = _excess(first.image, first.variance, second.image, second.variance, first.mask | second.mask, *sky)
-    hit2 = _excess(second.image, second.variance, first.image, first.variance, first.mask | second.mask, *sky[::-1])
+    mask = first.mask | second.mask
+    sky = tuple(np.float32(typical(e.image, e.mask, _UNUSABLE)) for e in (first, second))
+    hit1 = _excess(first.image, first.variance, second.image, second.variance, mask, *sky)
+    hit2 = _excess(second.image, second.variance, first.image, first.variance, mask, *sky[::-1])
     difference = sky[0] - sky[1]
     image1 = np.where(hit1, second.image + difference, first.image)
     image2 = np.where(hit2, first.image - difference, second.image)
     variance = first.variance + second.variance
     variance = np.where(hit1, 4 * second.variance, np.where(hit2, 4 * first.variance, variance))
-    mask = first.mask | second.mask
     mask[hit1 | hit2] |= _CR
     image = image1 + image2
     both = (hit1 & hit2).astype(np.int32)

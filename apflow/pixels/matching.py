@@ -148,14 +148,12 @@ def fit_kernel(
     if n < _VERY_FEW:
         stamps, background_order = _with_model_stamp(stamps, science, template, basis), min(background_order, 0)
     good = _first_cut(stamps)
-    for _ in range(5):
+    for _ in range(6):
         solution = _solve(stamps, good, basis, order, background_order if good.sum() >= _FEW else 0, science.shape)
         residual = _residuals(stamps, solution)
         stamps = _without_neighbours(stamps, residual)
         chi2 = _core_chi2(stamps, residual)
-        level = np.median(chi2[good])
-        spread = max(1.4826 * float(np.median(np.abs(chi2[good] - level))), np.sqrt(2 / stamps.core.sum()))
-        keep = chi2 < level + _REJECT_SIGMA * spread
+        keep = _like_the_others(stamps, chi2, good)
         if (keep == good).all() or keep.sum() < min(_VERY_FEW, n):
             break
         good = keep
@@ -213,7 +211,7 @@ def _with_model_stamp(stamps: Stamps, science: Exposure, template: Exposure, bas
         raise DataError(f"{len(stamps.x)} objects to match PSFs with and no PSF models; at least {_VERY_FEW} needed")
     side = round(np.sqrt(len(stamps.core)))
     reach = basis.images.shape[-1] // 2
-    ratio = float(np.median(_flux_ratios(stamps)[0])) if len(stamps.x) else 1.0
+    ratio = float(np.median(_flux_ratios(stamps))) if len(stamps.x) else 1.0
     data = ratio * _fitted(science.psf.centre(), side)
     patch = _fitted(template.psf.centre(), side + 2 * reach)
     model = convolved(basis, patch[None].astype(np.float32)).reshape(1, len(basis.images), -1)
@@ -236,21 +234,38 @@ def _fitted(image: F8, side: int) -> F8:
 
 
 def _first_cut(stamps: Stamps) -> NDArray[np.bool_]:
-    """Stamps whose flux ratio is like the others': keeps variable stars out of the first fit."""
-    ratio, power = _flux_ratios(stamps)
+    """Stamps whose flux ratio is like the others': keeps variable stars out of the first fit.
+
+    No kernel is known yet, so that sharp objects differ from extended ones by some part of their flux.
+    """
+    ratio = _flux_ratios(stamps)
     middle = np.median(ratio)
-    spread = 1.4826 * np.median(np.abs(ratio - middle)) + 1e-3 * abs(middle)
-    good = (np.abs(ratio - middle) < 5 * spread) & (power > 0)
-    return np.asarray(good if good.any() else power >= 0)
+    spread = 1.4826 * np.median(np.abs(ratio - middle))
+    good = np.abs(ratio - middle) < max(5 * spread, 0.25 * abs(middle))
+    return np.asarray(good if good.any() else ~good)
 
 
-def _flux_ratios(stamps: Stamps) -> tuple[F8, F8]:
-    """Flux over template flux of each stamp's object, and the template's S/N squared."""
-    w = stamps.weight[:, stamps.core]
-    reference = stamps.model[:, 0][:, stamps.core]
-    power = (w * reference**2).sum(1)
-    ratio = (w * reference * stamps.data[:, stamps.core]).sum(1) / np.maximum(power, 1e-30)
-    return ratio.astype(np.float64), power.astype(np.float64)
+def _flux_ratios(stamps: Stamps) -> F8:
+    """Flux of each stamp's object over that of the template."""
+    used = (stamps.weight > 0) & stamps.core
+    flux, reference = (np.where(used, plane, 0).sum(1) for plane in (stamps.data, stamps.model[:, 0]))
+    return np.asarray(flux / np.where(np.abs(reference) > 0, reference, np.inf), np.float64)
+
+
+def _like_the_others(stamps: Stamps, chi2: F8, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Stamps whose object fits, within noise or as well in proportion as other bright ones do.
+
+    Without the second way in, a crowd of faint or extended objects would vote
+    out the few sharp, bright ones that show what the kernel must be.
+    """
+    level = np.median(chi2[good])
+    spread = max(1.4826 * float(np.median(np.abs(chi2[good] - level))), np.sqrt(2 / stamps.core.sum()))
+    used = (stamps.weight > 0) & stamps.core
+    power = np.where(used, stamps.weight * stamps.model[:, 0] ** 2, 0).sum(1)
+    excess = np.maximum(chi2 - level, 0) * used.sum(1)
+    relative = np.sqrt(excess / np.maximum(power, 1e-30))
+    bright = good & (power >= np.median(power[good]))
+    return np.asarray((chi2 < level + _REJECT_SIGMA * spread) | (relative < max(3 * np.median(relative[bright]), 0.01)))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,10 @@ def noise_ratio(difference: Exposure, matched_image: F4) -> float:
     step = max(2, round(difference.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
     y, x = (c.ravel() for c in np.mgrid[step:ny:step, step:nx:step])
     inside = (difference.mask[y, x] & EDGE) == 0
-    blank = inside & (matched_image[y, x] < 0.25 * np.sqrt(difference.variance[y, x]))
+    light = matched_image[y, x]
+    # Well above the template's own noise: a cut within it would choose the quiet half.
+    low, middle = np.quantile(light, (0.1587, 0.5))
+    blank = inside & (light < middle + 3 * (middle - low) + 0.25 * np.sqrt(difference.variance[y, x]))
     for chosen in (blank, inside):
         snr = sky_snr(difference, x[chosen], y[chosen])
         snr = snr[np.isfinite(snr)]

@@ -59,6 +59,7 @@ class Pair(NamedTuple):
     x: F8
     y: F8
     flux: F8
+    light: F8  # of the science image, without noise
 
 
 def pair(
@@ -92,7 +93,7 @@ def pair(
     t += stars_image(shape, tx, ty, np.maximum(-change, 0), template_fwhm, -growth)
     science = exposure(s, sky[0], gaussian_psf(science_fwhm, n, growth=growth), rng, background=background)
     template = exposure(t, sky[1], gaussian_psf(template_fwhm, n, growth=-growth), rng, scale=1 / gain)
-    return Pair(science, template, tx, ty, change)
+    return Pair(science, template, tx, ty, change, s)
 
 
 def exposure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,13 @@ def _aligned(science: Exposure, template: Exposure, science_path: Path, template
         )
     if science.shape == template.shape and _same_grid(science, template):
         return template
+    # The warp takes a pixel of unknown variance for one without data; here it is estimated later.
+    unknown = not np.isfinite(template.variance).any()
+    if unknown:
+        template = dataclasses.replace(template, variance=np.zeros_like(template.image))
     warped = warp(template, science.wcs, science.shape)
+    if unknown:
+        warped = dataclasses.replace(warped, variance=np.full_like(warped.image, np.nan))
     if ((warped.mask & Mask.NO_DATA) != 0).all():
         middles = [_middle(e) for e in (science, template)]
         raise DataError(

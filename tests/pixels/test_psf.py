@@ -7,7 +7,8 @@ import pytest
 
 from apflow.errors import DataError
 from apflow.pixels.background import subtract_background
-from apflow.pixels.psf import fit_point_sources, fit_psf, psf_size
+from apflow.pixels.point_sources import fit_point_sources
+from apflow.pixels.psf import fit_psf, psf_size
 from apflow.pixels.stars import find_stars, stellar_locus
 from tests.pixels.night import make_night, moffat
 
@@ -49,6 +50,14 @@ def test_it_follows_the_seeing_across_the_field():
         return 1 / np.sqrt((psf.at(x, 256.0) ** 2).sum())
 
     assert width(462.0) / width(50.0) == pytest.approx(1.103, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [11, 21, 45])
+def test_the_stamp_has_the_size_that_is_asked_for(size):
+    _, exposure, stars, psf = fitted()
+    other = fit_psf(exposure, stars, 1, size)
+    assert other.size == size and other.at(30.0, 400.0).sum() == pytest.approx(1.0)
+    assert other.centre().argmax() == size * size // 2
 
 
 def test_order_falls_with_few_stars():

@@ -54,7 +54,7 @@ def test_it_follows_the_seeing_across_the_field():
 
 @pytest.mark.parametrize("size", [11, 21, 45])
 def test_the_stamp_has_the_size_that_is_asked_for(size):
-    _, exposure, stars, psf = fitted()
+    _, exposure, stars, _ = fitted()
     other = fit_psf(exposure, stars, 1, size)
     assert other.size == size and other.at(30.0, 400.0).sum() == pytest.approx(1.0)
     assert other.centre().argmax() == size * size // 2
@@ -63,7 +63,7 @@ def test_the_stamp_has_the_size_that_is_asked_for(size):
 def test_order_falls_with_few_stars():
     _, exposure, stars, _ = fitted()
     assert fit_psf(exposure, stars[:20], order=2).order == 0
-    assert fit_psf(exposure, stars[:26], order=2).order == 1
+    assert fit_psf(exposure, stars[:34], order=2).order == 1
 
 
 def test_fluxes_and_positions_come_back():

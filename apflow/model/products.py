@@ -185,7 +185,7 @@ class Archived:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A batch after its transaction: how each detector ended, and the alerts that wait to go out."""
+    """A batch after its transaction: how each detector ended; the alerts wait in the outbox."""
 
+    visit: Visit
     outcomes: tuple[Outcome, ...]
-    rows: tuple[OutboxRow, ...]

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from astropy.time import Time
 
 from apflow.config import Config
-from apflow.errors import ServiceError
+from apflow.errors import AfterWrite, DataError, ServiceError
 from apflow.graph import node
 from apflow.io.alerts.archive import Archive, open_archive
 from apflow.io.alerts.publish import publish
 from apflow.io.butler import Repository
 from apflow.io.ppdb import open_ppdb
-from apflow.model.ledger import Ended, Outcome, State
+from apflow.model.ledger import Ended, Failure, Outcome, State
 from apflow.model.products import Archived, DetectorResult, History, OutboxRow, Plan, Stored
 from apflow.model.visit import Visit
 from apflow.steps.associate import associate, load_history
@@ -48,33 +48,54 @@ def _archive(config: Config) -> Archive:
     return open_archive(config.alerts_url, config.packets.schema_version)
 
 
-@node(gather=True)
+@node(gather=True, retries=2)
 def write_ppdb(archived: Archived, config: Config) -> Stored:
     """Store the batch in one transaction, outbox and ledger inside it.
 
     A detector whose DiaObjects another visit changed after they were read is
     left out by the guard, associated again with what is there now, and stored
-    by the next transaction.
+    by the next transaction. A detector that the database refuses ends as
+    bad_data, alone.
     """
-    ppdb = open_ppdb(config.ppdb_url)
-    results = {e.detector: e.value for e in archived.batch if e.failure is None}
-    rows = list(archived.rows)
-    waiting = dict(results)
+    results: dict[int, DetectorResult] = {e.detector: e.value for e in archived.batch if e.failure is None}
+    refused: dict[int, Failure] = {}
+    rows, waiting = list(archived.rows), dict(results)
     for _ in range(_MAX_RACES):
-        report = ppdb.storeBatch(list(waiting.values()), rows, Time.now().tai.mjd)
-        lost = {detector for _, detector in report.lost_race}
+        lost, refusals = _store(list(waiting.values()), rows, config)
+        refused |= refusals
         if not lost:
             break
-        rows = [row for row in rows if row.detector not in lost]
         waiting = {d: _again(waiting[d], config) for d in lost}
         results |= waiting
-        rows += _append(list(waiting.values()), config)
+        rows = _append(list(waiting.values()), config)
     else:
         raise ServiceError(f"detectors {sorted(lost)} lost the race for their DiaObjects {_MAX_RACES} times")
     stored_unix = time.time()
-    outcomes = tuple(_outcome(archived.visit, e, results, stored_unix) for e in archived.batch)
-    ppdb.settle(outcomes)  # later visits on this sky may go on
-    return Stored(outcomes, tuple(rows))
+    batch = [dataclasses.replace(e, failure=refused.get(e.detector, e.failure)) for e in archived.batch]
+    outcomes = tuple(_outcome(archived.visit, e, results, stored_unix) for e in batch)
+    open_ppdb(config.ppdb_url).settle(outcomes)  # later visits on this sky may go on
+    return Stored(archived.visit, outcomes)
+
+
+def _store(
+    results: Sequence[DetectorResult], rows: Sequence[OutboxRow], config: Config
+) -> tuple[set[int], dict[int, Failure]]:
+    """Store detectors; gives those that lost a race, and those refused with the reason."""
+    if not results:
+        return set(), {}
+    mine = {r.detector for r in results}
+    outbox = [row for row in rows if row.detector in mine]
+    try:
+        report = open_ppdb(config.ppdb_url).storeBatch(
+            results, outbox, Time.now().tai.mjd, radius_arcsec=config.associate.radius_arcsec
+        )
+    except DataError as error:
+        if len(results) == 1:
+            return set(), {results[0].detector: Failure(State(error.state), "write_ppdb", str(error))}
+        # The transaction took none of them: one by one, the others are not held up by the one at fault.
+        parts = [_store([result], rows, config) for result in results]
+        return set().union(*(lost for lost, _ in parts)), {d: f for _, refused in parts for d, f in refused.items()}
+    return {detector for _, detector in report.lost_race}, {}
 
 
 def _again(result: DetectorResult, config: Config) -> DetectorResult:
@@ -111,10 +132,26 @@ def _outcome(visit: Visit, ended: Ended, results: dict[int, DetectorResult], sto
 
 @node(gather=True)
 def publish_alerts(stored: Stored, config: Config) -> tuple[Outcome, ...]:
-    """Send what the outbox holds of the batch, exactly the bytes that were made durable."""
-    publish(open_ppdb(config.ppdb_url), _archive(config), stored.rows)
-    now = time.time()
-    return tuple(dataclasses.replace(o, published_unix=now) if o.state is State.DONE else o for o in stored.outcomes)
+    """Send what the outbox holds of the batch, exactly the bytes that were made durable.
+
+    The rows come from the database, since this may be a second run after one
+    that stored, or published, and died. Alerts that cannot be sent now stay in
+    the outbox; their detectors are done all the same, with the cause noted.
+    """
+    ppdb = open_ppdb(config.ppdb_url)
+    mine = {o.detector for o in stored.outcomes if o.state is State.DONE}
+    rows = [r for r in ppdb.pendingAlerts() if r.visit == stored.visit.visit and r.detector in mine]
+    try:
+        publish(ppdb, _archive(config), rows)
+    except (AfterWrite, ServiceError) as error:
+        cause = f"alerts wait in the outbox: {error}"
+        outcomes = [dataclasses.replace(o, cause=o.cause or cause) for o in stored.outcomes]
+    else:
+        now = time.time()
+        done = State.DONE
+        outcomes = [dataclasses.replace(o, published_unix=now) if o.state is done else o for o in stored.outcomes]
+    ppdb.settle(outcomes)
+    return tuple(outcomes)
 
 
 @node(gather=True)

@@ -105,7 +105,7 @@ def matching_error(difference: Exposure, matched_image: F4) -> float:
     """Error of the subtracted sources' PSF fluxes, as a fraction of the flux.
 
     Registration and PSF errors leave residuals in proportion to the flux. The
-    third quartile over the bright sources of the image, of the residuals
+    60 % quantile over the bright sources of the image, of the residuals
     within 2 px beyond what noise explains.
     """
     assert difference.psf is not None
@@ -121,7 +121,7 @@ def matching_error(difference: Exposure, matched_image: F4) -> float:
     squared = _relative_residuals(
         difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest]
     )
-    return float(min(np.sqrt(np.quantile(squared, 0.75)), _LARGEST_ERROR))
+    return float(min(np.sqrt(np.quantile(squared, 0.6)), _LARGEST_ERROR))
 
 
 @njit(cache=True, nogil=True)

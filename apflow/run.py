@@ -44,6 +44,10 @@ class VisitFailed(ApflowError):
     """The visit's last step did not give a report."""
 
 
+class RunnerClosed(ApflowError):
+    """The runner was closed while the visit was in flight."""
+
+
 def result_of(visit: int, carried: Any) -> Any:
     """The value that a graph returned.
 

@@ -6,6 +6,9 @@ than that they are admitted before their image has come (prefetch). Once an
 image has come its chain is *ready* and takes the place of one that is not:
 waiting for an image never blocks an image that is there.
 
+A chain whose worker died is *suspect*: it may have killed it. It is admitted
+alone to a worker, so that the next time it takes no other with it.
+
 A ready chain of an older visit may exceed the limit by one on a worker that
 holds only chains of newer visits: these may be waiting for it to be stored.
 """
@@ -53,16 +56,22 @@ class Admission:
             raise ValueError(f"chains_per_worker is {chains_per_worker}; accepted: 1 or more")
         self._limit = chains_per_worker
         self._holders: dict[str, set[ChainId]] = {}
+        self._reserved: str | None = None  # until it is empty, for a suspect
         self._outside: dict[ChainId, None] = {}  # not admitted; in the order in which images came once ready
         self._ready: set[ChainId] = set()
+        self._suspect: set[ChainId] = set()
 
-    def set_workers(self, workers: Sequence[str]) -> None:
-        """The workers that are there now; the chains of one that left are Dask's to run elsewhere."""
+    def set_workers(self, workers: Sequence[str]) -> list[ChainId]:
+        """The workers that are there now; gives the chains that lost theirs, which must be added again."""
+        lost = [chain for worker, held in self._holders.items() if worker not in workers for chain in held]
         self._holders = {worker: self._holders.get(worker, set()) for worker in workers}
+        return sorted(lost)
 
-    def add(self, chain: ChainId) -> None:
+    def add(self, chain: ChainId, suspect: bool = False) -> None:
         """A chain exists; its image has not come."""
         self._outside[chain] = None
+        if suspect:
+            self._suspect.add(chain)
 
     def ready(self, chain: ChainId) -> None:
         """The chain's image has come."""
@@ -75,22 +84,50 @@ class Admission:
         """The chain ended, or was given up."""
         self._outside.pop(chain, None)
         self._ready.discard(chain)
+        self._suspect.discard(chain)
         for holders in self._holders.values():
             holders.discard(chain)
 
     def decide(self) -> list[Admit | Evict]:
         """What is to be done now; the state already counts it as done."""
         decided: list[Admit | Evict] = []
-        for chain in sorted((c for c in self._outside if c in self._ready), key=lambda c: c.sequence):
-            worker = self._free(chain) or self._by_eviction(decided) or self._over_limit(chain)
+        self._reserved = None
+        ready = (chain for chain in self._outside if chain in self._ready)
+        for chain in sorted(ready, key=lambda c: (c.sequence, c not in self._suspect)):
+            if chain in self._suspect:
+                worker = self._alone(decided)
+            else:
+                worker = self._free(chain) or self._by_eviction(decided) or self._over_limit(chain)
             if worker is not None:
                 decided.append(self._admit(chain, worker))
-        for chain in sorted(c for c in self._outside if c not in self._ready):
+        for chain in sorted(c for c in self._outside if c not in self._ready and c not in self._suspect):
             worker = self._free(chain)
             if worker is None:
                 break
             decided.append(self._admit(chain, worker))
         return decided
+
+    def _open(self) -> list[str]:
+        """Workers where a chain may be beside others."""
+        return [w for w, held in self._holders.items() if w != self._reserved and not held & self._suspect]
+
+    def _alone(self, decided: list[Admit | Evict]) -> str | None:
+        """A worker without other chains; if there is none, one is kept from others until it is."""
+        open_ = self._open()
+        if self._reserved is not None or not open_:
+            return None
+        worker = min(open_, key=lambda w: len(self._holders[w] & self._ready))
+        for chain in sorted(self._holders[worker] - self._ready):
+            self._evict(chain, worker, decided)
+        if self._holders[worker]:
+            self._reserved = worker
+            return None
+        return worker
+
+    def _evict(self, chain: ChainId, worker: str, decided: list[Admit | Evict]) -> None:
+        self._holders[worker].discard(chain)
+        self._outside[chain] = None
+        decided.append(Evict(chain))
 
     def _admit(self, chain: ChainId, worker: str) -> Admit:
         del self._outside[chain]
@@ -99,22 +136,18 @@ class Admission:
 
     def _free(self, chain: ChainId) -> str | None:
         """The emptiest worker; among equals always the same one for the same detector."""
-        n = len(self._holders)
-        free = [
-            (len(h), (i - chain.index) % n, w) for i, (w, h) in enumerate(self._holders.items()) if len(h) < self._limit
-        ]
-        return min(free)[2] if free else None
+        place = {worker: (i - chain.index) % len(self._holders) for i, worker in enumerate(self._holders)}
+        free = [worker for worker in self._open() if len(self._holders[worker]) < self._limit]
+        return min(free, key=lambda w: (len(self._holders[w]), place[w])) if free else None
 
     def _by_eviction(self, decided: list[Admit | Evict]) -> str | None:
-        waiting = [(chain, worker) for worker, held in self._holders.items() for chain in held - self._ready]
+        waiting = [(chain, worker) for worker in self._open() for chain in self._holders[worker] - self._ready]
         if not waiting:
             return None
         chain, worker = max(waiting)
-        self._holders[worker].discard(chain)
-        self._outside[chain] = None
-        decided.append(Evict(chain))
+        self._evict(chain, worker, decided)
         return worker
 
     def _over_limit(self, chain: ChainId) -> str | None:
-        newer = [w for w, held in self._holders.items() if all(other.sequence > chain.sequence for other in held)]
+        newer = [w for w in self._open() if all(other.sequence > chain.sequence for other in self._holders[w])]
         return min(newer, key=lambda w: len(self._holders[w])) if newer else None

@@ -37,8 +37,8 @@ class Desk(Protocol):
     def restart(self, workers: list[str]) -> None:
         """Have hung workers restarted by their nannies."""
 
-    def ended(self, visit: int, ended: Ended) -> None:
-        """Tell of a chain that the driver ended."""
+    def ended(self, visit: int, detector: int, ended: Ended | None) -> None:
+        """Tell of a chain that ended; None when its worker tells how."""
 
     def gathered(self, visit: int, carried: Carried) -> None:
         """Tell of gather steps that ended."""
@@ -57,6 +57,7 @@ class Chain:
     worker: str | None = None
     future: Future[Any] | None = None
     ended: bool = False
+    over: set[Promise] = field(default_factory=set)  # waits that came to their ends, be the result lost again or not
 
     @property
     def end(self) -> Promise:
@@ -72,9 +73,7 @@ class Chain:
     def release_waits(self) -> None:
         """Drop the waits; one that still waits is told by `apflow.graph.cancelled`."""
         for wait in self.waits:
-            if wait.future is not None:
-                wait.future.release()
-                wait.future = None
+            wait.release()
 
 
 def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise]) -> Chain:
@@ -156,9 +155,22 @@ class Chains:
         if wait is None or chain.ended:
             return
         if future.status == "finished":
+            chain.over.add(wait)
             self._note_ready(chain)
         elif not self._gave_up(chain, future):
             self._submit_waits([(chain, wait)])
+
+    def lost(self, chain_id: ChainId) -> None:
+        """The worker of a chain died: begin anew, elsewhere and alone."""
+        chain = self.by_index[chain_id.index]
+        if chain.ended or chain.future is None:
+            return
+        chain.tries += 1
+        if chain.tries >= self.max_attempts:
+            cause = f"KilledWorker: {chain.tries} workers died while they held this detector"
+            self._end_here(chain, Failure(State.FAILED, self._step(chain, {}), cause))
+        else:
+            self._again(chain)
 
     def finished(self, chain: Chain, future: Future[Any]) -> None:
         """The last step of a chain came to its end, or was lost."""
@@ -168,19 +180,14 @@ class Chains:
             chain.future = None  # from now on the batch's
             self._end(chain, future)
         elif not self._gave_up(chain, future):
-            chain.release()
-            lost = [(chain, wait) for wait in chain.waits if wait.future is None or wait.future.status == "error"]
-            self._submit_waits(lost)
-            self._changes += [("leave", chain.id), ("add", chain.id)]
-            self._note_ready(chain)
+            self._again(chain)
 
     def end_all(self, state: State, cause: str) -> None:
         """End every unfinished chain here and now, and restart workers that still compute for one."""
         steps, computing = self.desk.where(self.tasks.visit)
         for chain in self.by_index.values():
             if not chain.ended:
-                step = steps.get(chain.label) or (chain.waits[0].node.name if chain.waits else chain.calls[0].node.name)
-                self._end_here(chain, Failure(state, step, cause))
+                self._end_here(chain, Failure(state, self._step(chain, steps), cause))
         if state is State.FAILED and computing:
             self.desk.restart(computing)
 
@@ -193,8 +200,21 @@ class Chains:
 
     # Within.
 
+    def _step(self, chain: Chain, steps: Mapping[str, str]) -> str:
+        """The step that a chain is in, as far as the driver can tell."""
+        waiting = [wait for wait in chain.waits if wait not in chain.over]
+        return waiting[0].node.name if waiting else steps.get(chain.label, chain.calls[0].node.name)
+
+    def _again(self, chain: Chain) -> None:
+        chain.release()
+        failed = [wait for wait in chain.waits if wait.future is None or wait.future.status in ("error", "cancelled")]
+        chain.over.difference_update(failed)
+        self._submit_waits([(chain, wait) for wait in failed])
+        self._changes += [("leave", chain.id), ("suspect", chain.id)]
+        self._note_ready(chain)
+
     def _note_ready(self, chain: Chain) -> None:
-        if all(wait.future is not None and wait.future.status == "finished" for wait in chain.waits):
+        if len(chain.over) == len(chain.waits):
             self._changes.append(("ready", chain.id))
 
     def _gave_up(self, chain: Chain, future: Future[Any]) -> bool:
@@ -206,14 +226,13 @@ class Chains:
 
     def _end_here(self, chain: Chain, failure: Failure) -> None:
         chain.release()
-        ended = Ended(chain.detector, failure=failure)
-        self._end(chain, ended)
-        self.desk.ended(self.tasks.visit, ended)
+        self._end(chain, Ended(chain.detector, failure=failure))
 
     def _end(self, chain: Chain, result: Future[Any] | Ended) -> None:
         chain.ended = True
         chain.release_waits()
         self._fresh.append((chain.detector, result))
+        self.desk.ended(self.tasks.visit, chain.detector, result if isinstance(result, Ended) else None)
         self._changes.append(("leave", chain.id))
 
     def _submit_waits(self, waits: Sequence[tuple[Chain, Promise]]) -> None:

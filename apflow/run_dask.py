@@ -25,10 +25,13 @@ from apflow.run import ChainEnded, GatherEnded, OnEvent, StepCounts, result_of, 
 from apflow.run_admission import Admission, ChainId
 from apflow.run_tasks import Tasks
 from apflow.run_visit import Limits, VisitRun
-from apflow.run_worker import glance, where
+from apflow.run_watch import Watch, where, workers_of
 
 _log = logging.getLogger(__name__)
 _RUNNERS = itertools.count(1)
+#: Highest attempt at a visit of any runner of this process, by scheduler: a key that is submitted again while its old
+#: future lives would give the old result.
+_ATTEMPTS: dict[tuple[str, int], int] = {}
 
 
 class VisitHandle:
@@ -101,6 +104,8 @@ class DaskRunner:
         are restarted.
     gather_deadline_s : `float`
         Gathers that have not ended this long after that fail by ``deadline``.
+    step_timeout_s : `float`
+        A worker that computes one step for longer is restarted.
     on_event
         Called with `apflow.run.ChainEnded`, `GatherEnded` and `StepCounts`, by
         threads of the runner: it must be quick and not raise.
@@ -117,6 +122,7 @@ class DaskRunner:
         max_attempts: int = 3,
         deadline_s: float = 300.0,
         gather_deadline_s: float = 60.0,
+        step_timeout_s: float = 120.0,
         on_event: OnEvent | None = None,
     ) -> None:
         self._client, self._group_of, self.label_of = client, group_of, label_of
@@ -127,14 +133,16 @@ class DaskRunner:
         self._handles: dict[int, VisitHandle] = {}  # in flight, by sequence
         self._threads: list[threading.Thread] = []
         self._sequence = itertools.count()
-        self._attempts: dict[tuple[int, str, str], int] = {}
-        self._told: set[tuple[int, int]] = set()
-        self._closed = threading.Event()
+        self._attempts: dict[int, dict[tuple[str, str], int]] = {}
+        self._ends: dict[tuple[int, int], Ended | None] = {}  # told by one side only: the worker, or the driver (None)
+        self._closed = False
+        self._scheduler = str(client.scheduler_info(n_workers=0)["address"])
         self._topic = f"apflow-{client.id}-{next(_RUNNERS)}"
         client.subscribe_topic(self._topic, self._heard)
-        self._gather_workers = self._look() > 0
-        self._watcher = threading.Thread(target=self._watch, name="apflow-watch", daemon=True)
-        self._watcher.start()
+        client.register_plugin(Watch(self._topic, client.id, step_timeout_s), name=self._topic)
+        workers, gather = client.run_on_scheduler(workers_of)
+        self._gather_workers = gather > 0
+        self._workers_are(workers)
 
     def start(self, graph: Callable[..., Any], visit: Any, detectors: Sequence[int], config: Any) -> VisitHandle:
         """Run ``graph(visit, detectors, config)``; returns at once.
@@ -148,7 +156,7 @@ class DaskRunner:
         """
         number = visit_id(visit)
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 raise BadRequest(f"visit {number}: the runner is closed")
             if any(handle.visit == number for handle in self._handles.values()):
                 raise BadRequest(f"visit {number} is in flight already")
@@ -156,7 +164,8 @@ class DaskRunner:
             tasks = Tasks(self._client, number, handle.sequence, self._topic, self._gather_workers)
             handle.run = VisitRun(self, tasks, self._limits, self._group_of)
             self._handles[handle.sequence] = handle
-            self._told = {(v, d) for v, d in self._told if v != number}
+            self._attempts[number] = {}
+            self._ends = {key: ended for key, ended in self._ends.items() if key[0] != number}
         thread = threading.Thread(
             target=self._run, args=(handle, graph, visit, detectors, config), name=f"visit-{number}", daemon=True
         )
@@ -167,14 +176,15 @@ class DaskRunner:
     def close(self) -> None:
         """Drop what is in flight and release all futures. Idempotent."""
         with self._lock:
-            self._closed.set()
+            self._closed = True
             handles = list(self._handles.values())
         for handle in handles:
             if handle.run is not None:
                 handle.run.post("close")
-        for thread in [*self._threads, self._watcher]:
+        for thread in self._threads:
             thread.join(timeout=10.0)
         if self._client.status == "running":
+            self._client.unregister_scheduler_plugin(self._topic)
             self._client.unsubscribe_topic(self._topic)
 
     def __enter__(self) -> Self:
@@ -200,6 +210,8 @@ class DaskRunner:
         finally:
             with self._lock:
                 del self._handles[handle.sequence]
+                most = max(self._attempts.pop(handle.visit).values(), default=0)
+                _ATTEMPTS[self._scheduler, handle.visit] = max(most, self._earlier(handle.visit))
             handle.run = None
             handle.end(carried, error)
 
@@ -212,6 +224,8 @@ class DaskRunner:
                 match what:
                     case "add":
                         self._admission.add(chain)
+                    case "suspect":
+                        self._admission.add(chain, suspect=True)
                     case "ready":
                         self._admission.ready(chain)
                     case "leave":
@@ -221,8 +235,12 @@ class DaskRunner:
     def attempt(self, visit: int, step: str, label: str) -> str:
         """See `apflow.run_chains.Desk`."""
         with self._lock:
-            n = self._attempts[visit, step, label] = self._attempts.get((visit, step, label), 0) + 1
+            attempts = self._attempts[visit]
+            n = attempts[step, label] = attempts.get((step, label), self._earlier(visit)) + 1
         return label if n == 1 else f"{label}.{n}"
+
+    def _earlier(self, visit: int) -> int:
+        return _ATTEMPTS.get((self._scheduler, visit), 0)
 
     def workers(self) -> list[str]:
         """See `apflow.run_chains.Desk`."""
@@ -245,45 +263,52 @@ class DaskRunner:
         self._threads.append(thread)
         thread.start()
 
-    def ended(self, visit: int, ended: Ended) -> None:
-        """See `apflow.run_chains.Desk`; each detector is told of once."""
+    def ended(self, visit: int, detector: int, ended: Ended | None) -> None:
+        """See `apflow.run_chains.Desk`."""
         with self._lock:
-            if (visit, ended.detector) in self._told:
-                return
-            self._told.add((visit, ended.detector))
-        self._on_event(ChainEnded(visit, ended))
+            ended = ended or self._ends.pop((visit, detector), None)
+            if ended is None:
+                self._ends[visit, detector] = None  # the worker's word is on its way
+        if ended is not None:
+            self._on_event(ChainEnded(visit, ended))
 
     def gathered(self, visit: int, carried: Carried) -> None:
         """See `apflow.run_chains.Desk`."""
         self._on_event(GatherEnded(visit, carried))
 
-    # Watching the cluster.
+    # What the cluster tells.
 
     def _heard(self, event: tuple[float, bytes]) -> None:
-        visit, ended = pickle.loads(event[1])
-        self.ended(visit, ended)
+        match pickle.loads(event[1]):
+            case ("ended", visit, ended):
+                with self._lock:
+                    known = (visit, ended.detector) in self._ends
+                    if known:
+                        del self._ends[visit, ended.detector]
+                    else:
+                        self._ends[visit, ended.detector] = ended
+                if known:
+                    self._on_event(ChainEnded(visit, ended))
+            case ("workers", workers, _):
+                self._workers_are(workers)
+            case ("counts", counts):
+                with self._lock:
+                    visits = [handle.visit for handle in self._handles.values()]
+                for visit in visits:
+                    self._on_event(StepCounts(visit, counts.get(visit, {})))
 
-    def _watch(self) -> None:
-        while not self._closed.wait(1.0):
-            try:
-                self._look()
-            except OSError as error:
-                _log.warning("scheduler: %s", error)
-
-    def _look(self) -> float:
+    def _workers_are(self, workers: list[str]) -> None:
         with self._lock:
-            visits = tuple(handle.visit for handle in self._handles.values())
-        seen = self._client.run_on_scheduler(glance, visits=visits)
-        with self._lock:
-            self._workers: list[str] = seen["workers"]
-            self._admission.set_workers(self._workers)
+            self._workers = workers
+            for chain in self._admission.set_workers(workers):
+                self._post("lost", chain, chain)
             self._decide()
-        for visit, counts in seen["counts"].items():
-            self._on_event(StepCounts(visit, counts))
-        return float(seen["gather"])
 
     def _decide(self) -> None:
         for decision in self._admission.decide():
-            handle = self._handles.get(decision.chain.sequence)
-            if handle is not None and handle.run is not None:
-                handle.run.post(type(decision).__name__.lower(), decision)
+            self._post(type(decision).__name__.lower(), decision.chain, decision)
+
+    def _post(self, what: str, chain: ChainId, about: Any) -> None:
+        handle = self._handles.get(chain.sequence)
+        if handle is not None and handle.run is not None:
+            handle.run.post(what, about)

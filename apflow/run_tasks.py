@@ -8,6 +8,7 @@ from typing import Any
 
 from dask.base import annotate
 from dask.delayed import Delayed, delayed
+from dask.task_spec import TaskRef
 from distributed import Client, Future
 
 from apflow.graph import Carried, Node, Standin
@@ -30,6 +31,12 @@ class Promise(Standin):
     def inputs(self) -> list[Promise]:
         """The calls whose values it takes."""
         return list(_promises(self.arguments.values()))
+
+    def release(self) -> None:
+        """Let the cluster forget the value."""
+        if self.future is not None:
+            self.future.release()
+            self.future = None
 
 
 class Batch(Standin):
@@ -65,8 +72,7 @@ class Group:
     def release(self) -> None:
         """Drop what was submitted."""
         for promise in self.promises:
-            if promise.future is not None:
-                promise.future.release()
+            promise.release()
         if self.batch is not None:
             self.batch.release()
 
@@ -112,10 +118,11 @@ class Tasks:
         last: bool = False,
     ) -> Delayed:
         """The task of a call; inputs come from `made`, else from where the promises have them."""
-        inputs: list[Delayed | Future[Any]] = []
+        inputs: list[Delayed | TaskRef] = []
 
         def open_slot(value: Delayed | Future[Any]) -> Slot:
-            inputs.append(value)
+            # A future by its key alone: one that travels in a graph keeps its result alive wherever it arrives.
+            inputs.append(value if isinstance(value, Delayed) else TaskRef(value.key))
             return Slot(len(inputs) - 1)
 
         def argument(value: Any) -> Any:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import queue
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distributed import Future
 
-from apflow.errors import ApflowError
 from apflow.graph import Carried, Node, detector_of
 from apflow.model.ledger import Ended, Failure, State
+from apflow.run import RunnerClosed
 from apflow.run_batches import Batches
 from apflow.run_chains import Chains, Desk, failure_of_future
 from apflow.run_tasks import Batch, Group, Promise, Tasks
-
-
-class RunnerClosed(ApflowError):
-    """The runner was closed while the visit was in flight."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class VisitRun:
         self._groups: list[Group] = []  # submitted, not settled
         self._body: Group | None = None  # what the loop over gathers() builds just now
         self._looped = False
+        self._submitted: weakref.WeakSet[Promise] = weakref.WeakSet()
 
     def post(self, what: str, about: Any = None, future: Any = None) -> None:
         """Hand something to the visit's thread; may be called by any thread."""
@@ -101,6 +99,8 @@ class VisitRun:
         self._chains.abandon()
         for group in self._groups:
             group.release()
+        for promise in self._submitted:
+            promise.release()
 
     # What comes in.
 
@@ -133,6 +133,8 @@ class VisitRun:
                 self._chains.admit(about)
             case "evict":
                 self._chains.evict(about)
+            case "lost":
+                self._chains.lost(about)
             case "gathered":
                 self._gathered(about)
             case "cancel":
@@ -159,6 +161,7 @@ class VisitRun:
             self._groups.append(group)
         for promise, future in zip(calls, self._tasks.submit([made[promise] for promise in calls]), strict=True):
             promise.future = future
+            self._submitted.add(promise)
             future.add_done_callback(lambda done: self.post("gathered", group))
         if not calls:
             self._gathered(group)
@@ -176,15 +179,13 @@ class VisitRun:
             assert promise.future is not None
             if group.tries >= self._limits.max_attempts:
                 promise.carried = Carried(None, failure_of_future(promise.future, promise.node.name))
-            promise.future.release()
-            promise.future = None
+            promise.release()
         self._submit(group)
 
     def _give_up(self, group: Group) -> None:
         for promise in group.promises:
             if promise.future is not None and promise.future.status != "finished":
-                promise.future.release()
-                promise.future = None
+                promise.release()
                 promise.carried = Carried(None, Failure(State.FAILED, promise.node.name, "deadline"))
         self._close(group)
 

@@ -56,7 +56,7 @@ def perform(call: Call, *made: Carried | Ended) -> Carried | Ended:
     if not call.last:
         return carried
     ended = carried.ended()
-    worker.log_event(call.topic, pickle.dumps((call.visit, dataclasses.replace(ended, value=None))))
+    worker.log_event(call.topic, pickle.dumps(("ended", call.visit, dataclasses.replace(ended, value=None))))
     return ended
 
 
@@ -66,40 +66,3 @@ def _filled(argument: Any, made: tuple[Carried | Ended, ...]) -> Any:
     if type(argument) in (list, tuple):
         return type(argument)(_filled(item, made) for item in argument)
     return argument
-
-
-def glance(dask_scheduler: Any, visits: tuple[int, ...]) -> dict[str, Any]:
-    """Seen from the scheduler: compute workers, gather slots, and the counts of each step of `visits`."""
-    workers = [(str(w.name), w.address) for w in dask_scheduler.workers.values() if "gather" not in w.resources]
-    gather = sum(w.resources.get("gather", 0) for w in dask_scheduler.workers.values())
-    counts: dict[int, dict[str, dict[str, int]]] = {visit: {} for visit in visits}
-    for name, group in list(dask_scheduler.task_groups.items()):
-        step, _, visit = name.rpartition("-")
-        if visit.isdecimal() and int(visit) in counts:
-            states = group.states
-            waiting = states["waiting"] + states["no-worker"] + states["queued"]
-            done = states["memory"] + states["released"] + states["forgotten"] + states["erred"]
-            counts[int(visit)][step] = {"waiting": waiting, "running": states["processing"], "done": done}
-    return {"workers": [address for _, address in sorted(workers)], "gather": gather, "counts": counts}
-
-
-def where(dask_scheduler: Any, visit: int) -> tuple[dict[str, str], list[str]]:
-    """The step that each detector of a visit is in, by its label in keys, and the workers that compute one.
-
-    Only workers that a nanny can restart are given.
-    """
-    steps: dict[str, str] = {}
-    computing: set[str] = set()
-    for worker in dask_scheduler.workers.values():
-        for task in worker.processing:
-            step, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
-            if of != str(visit):
-                continue
-            label = str(task.key[1])
-            if task not in worker.long_running:
-                steps[label] = step
-                if worker.nanny and "gather" not in worker.resources:
-                    computing.add(worker.address)
-            else:
-                steps.setdefault(label, step)
-    return steps, sorted(computing)

@@ -1,0 +1,113 @@
+"""What the runner learns from the scheduler: its workers, as they come and go, and counts of steps."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from tornado.ioloop import PeriodicCallback
+
+_log = logging.getLogger(__name__)
+
+
+class Watch(SchedulerPlugin):
+    """Tells a client on `topic`: ``("workers", addresses, gather slots)`` and, each second, ``("counts", counts)``.
+
+    A compute worker whose step runs for more than `step_timeout_s` is restarted,
+    so that a step which hangs does not hold up the other detectors there.
+    """
+
+    def __init__(self, topic: str, client: str, step_timeout_s: float) -> None:
+        self.name, self._client, self._step_timeout_s = topic, client, step_timeout_s
+
+    async def start(self, scheduler: Any) -> None:
+        """Begin to tell."""
+        self._scheduler = scheduler
+        self._tick = PeriodicCallback(self._look, 1000.0)
+        self._tick.start()
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Tell of the workers."""
+        self._tell("workers", *workers_of(scheduler))
+
+    def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
+        """Tell of the workers that are left."""
+        self._tell("workers", *workers_of(scheduler))
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Nobody listens any more."""
+        if client == self._client:
+            self._tick.stop()
+            scheduler.plugins.pop(self.name, None)
+
+    def _tell(self, *what: Any) -> None:
+        self._scheduler.log_event(self.name, pickle.dumps(what))
+
+    async def _look(self) -> None:
+        if self.name not in self._scheduler.plugins:
+            self._tick.stop()
+            return
+        counts = counts_of(self._scheduler)
+        if counts:
+            self._tell("counts", counts)
+        hung = hung_workers(self._scheduler, self._step_timeout_s)
+        if hung:
+            _log.warning("restarting workers whose step runs for more than %g s: %s", self._step_timeout_s, hung)
+            await self._scheduler.restart_workers(hung, timeout=30.0, on_error="return")
+
+
+def workers_of(dask_scheduler: Any) -> tuple[list[str], float]:
+    """Addresses of the compute workers in the order of their names, and the number of gather slots."""
+    workers = dask_scheduler.workers.values()
+    compute = sorted((len(str(w.name)), str(w.name), w.address) for w in workers if "gather" not in w.resources)
+    return [address for _, _, address in compute], float(sum(w.resources.get("gather", 0) for w in workers))
+
+
+def hung_workers(dask_scheduler: Any, step_timeout_s: float) -> list[str]:
+    """Compute workers with a nanny where a step that does not wait runs for more than `step_timeout_s`."""
+    return [
+        worker.address
+        for worker in dask_scheduler.workers.values()
+        if worker.nanny and "gather" not in worker.resources
+        for task, duration_s in worker.executing.items()
+        if duration_s > step_timeout_s and task in worker.processing and task not in worker.long_running
+    ]
+
+
+def counts_of(dask_scheduler: Any) -> dict[int, dict[str, dict[str, int]]]:
+    """Tasks of each step by visit; those that were dropped count as done, too."""
+    counts: dict[int, dict[str, dict[str, int]]] = {}
+    for name, group in list(dask_scheduler.task_groups.items()):
+        step, _, visit = str(name).rpartition("-")
+        if step and visit.isdecimal():
+            states = group.states
+            counts.setdefault(int(visit), {})[step] = {
+                "waiting": states["waiting"] + states["no-worker"] + states["queued"],
+                "running": states["processing"],
+                "done": states["memory"] + states["released"] + states["forgotten"] + states["erred"],
+            }
+    return counts
+
+
+def where(dask_scheduler: Any, visit: int) -> tuple[dict[str, str], list[str]]:
+    """The step that each detector of a visit is in, by its label in keys, and the workers that compute one.
+
+    Only workers that a nanny can restart are given.
+    """
+    steps: dict[str, str] = {}
+    computing: set[str] = set()
+    for worker in dask_scheduler.workers.values():
+        for task in worker.processing:
+            step, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
+            if of != str(visit):
+                continue
+            label = str(task.key[1])
+            if task not in worker.long_running:
+                steps[label] = step
+                if worker.nanny and "gather" not in worker.resources:
+                    computing.add(worker.address)
+            else:
+                steps.setdefault(label, step)
+    return steps, sorted(computing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +17,12 @@ from apflow.model.wcs import Wcs
 from apflow.pixels.planes import NO_DATA
 from apflow.pixels.warp import source_grid, warp_into
 
+F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
+I4 = NDArray[np.int32]
 
 #: Positions a side at which the PSFs of the cells are brought to the science grid.
-_PSF_GRID = 5
+_PSF_GRID = 4
 
 
 def assemble(cells: Sequence[tuple[Cell, Exposure]], wcs: Wcs, shape: tuple[int, int]) -> Exposure:
@@ -46,20 +50,41 @@ def assemble(cells: Sequence[tuple[Cell, Exposure]], wcs: Wcs, shape: tuple[int,
     """
     image, variance = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     mask, depth = np.full(shape, NO_DATA, np.int32), np.full(shape, -1.0, np.float32)
-    touching: list[Exposure] = []
-    for cell, exposure in sorted(cells, key=lambda pair: (pair[0].tract, pair[0].patch)):
-        box = _box(cell, wcs, shape)
-        if box is None:
-            continue
-        ys, xs = box
-        placed = Exposure(exposure.image, exposure.variance, exposure.mask, "nJy", cell.wcs, exposure.psf)
-        part = (ys.stop - ys.start, xs.stop - xs.start)
-        x, y = source_grid(placed, wcs.shifted(xs.start, ys.start), part)
-        warp_into(placed, x, y, image[box], variance[box], mask[box], depth[box])
-        touching.append(placed)
+    placed = [
+        _Placed(Exposure(e.image, e.variance, e.mask, "nJy", cell.wcs, e.psf), cell.border_px, box, wcs)
+        for cell, e in sorted(cells, key=lambda pair: (pair[0].tract, pair[0].patch))
+        if (box := _box(cell, wcs, shape)) is not None
+    ]
+    # A pixel lies in the inner part of one cell only; borders serve where that cell has no data.
+    for part in placed:
+        part.warp_into(image, variance, mask, depth, part.border_px - 1)
+    for part in placed:
+        if (depth[part.box] < 0).any():
+            part.warp_into(image, variance, mask, depth, 0)
+    touching = [part.exposure for part in placed]
     coverage = float(np.count_nonzero(depth > 0) / depth.size)
     summary = {"template_coverage": coverage}
     return Exposure(image, variance, mask, "nJy", wcs, assembled_psf(touching, wcs, shape), None, summary)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A cell and the part of the science grid that it touches."""
+
+    exposure: Exposure
+    border_px: int
+    box: tuple[slice, slice]
+    wcs: Wcs
+
+    @functools.cached_property
+    def grid(self) -> tuple[F8, F8]:
+        ys, xs = self.box
+        shape = (ys.stop - ys.start, xs.stop - xs.start)
+        return source_grid(self.exposure, self.wcs.shifted(xs.start, ys.start), shape)
+
+    def warp_into(self, image: F4, variance: F4, mask: I4, depth: F4, least_depth: float) -> None:
+        b = self.box
+        warp_into(self.exposure, *self.grid, image[b], variance[b], mask[b], depth[b], least_depth)
 
 
 def _box(cell: Cell, wcs: Wcs, shape: tuple[int, int]) -> tuple[slice, slice] | None:
@@ -87,42 +112,37 @@ def assembled_psf(sources: Sequence[Exposure], wcs: Wcs, shape: tuple[int, int])
         Of the new grid.
     """
     sources = [s for s in sources if s.psf is not None and s.wcs is not None]
+    if not sources:
+        return None
     nodes_y, nodes_x = (np.linspace(0, n - 1, 2 * _PSF_GRID + 1)[1::2] for n in shape)
-    points, images = [], []
-    for y in nodes_y:
-        for x in nodes_x:
-            source = _deepest(sources, wcs, x, y)
-            if source is not None:
-                points.append((x, y))
-                images.append(_warped_psf(source, wcs, x, y))
+    x, y = (c.reshape(-1, 1) for c in np.meshgrid(nodes_x, nodes_y))
+    # Each point with its neighbours, for the local scale and rotation.
+    sky = wcs.pixel_to_sky(x + np.array([0, 1, -1, 0, 0]), y + np.array([0, 0, 0, 1, -1]))
+    pixels = np.stack([np.stack(s.wcs.sky_to_pixel(*sky)) for s in sources if s.wcs is not None])
+    ends = np.array([[s.shape[1] - 1, s.shape[0] - 1] for s in sources])[:, :, None]
+    depth = np.minimum(pixels[..., 0], ends - pixels[..., 0]).min(1)
+    deepest = np.argmax(np.nan_to_num(depth, nan=-np.inf), 0)
+    seen = [k for k in range(len(x)) if depth[deepest[k], k] > 0]
+    points = np.array([(x[k, 0], y[k, 0]) for k in seen])
+    images = [_warped_psf(sources[deepest[k]], pixels[deepest[k], :, k]) for k in seen]
     if not images:
         return None
     size = max(len(i) for i in images)
     stack = np.stack([np.pad(i, (size - len(i)) // 2) for i in images])
     order = 1 if len(images) > _PSF_GRID**2 // 2 else 0
-    at = np.array(points)
-    design = polynomial_terms(at[:, 0], at[:, 1], shape, order)
+    design = polynomial_terms(points[:, 0], points[:, 1], shape, order)
     terms = np.linalg.lstsq(design, stack.reshape(len(stack), -1), rcond=None)[0]
     return Psf(terms.reshape(-1, size, size), shape)
 
 
-def _deepest(sources: Sequence[Exposure], wcs: Wcs, x: float, y: float) -> Exposure | None:
-    best, found = 0.0, None
-    ra, dec = wcs.pixel_to_sky(x, y)
-    for source in sources:
-        assert source.wcs is not None
-        px, py = source.wcs.sky_to_pixel(ra, dec)
-        depth = float(min(px, py, source.shape[1] - 1 - px, source.shape[0] - 1 - py))
-        if depth > best:
-            best, found = depth, source
-    return found
+def _warped_psf(source: Exposure, around: F8) -> F8:
+    """PSF of a source on the new grid, sum 1.
 
-
-def _warped_psf(source: Exposure, wcs: Wcs, x: float, y: float) -> F8:
-    """PSF of a source as it appears about (x, y) of the new grid, sum 1."""
-    assert source.wcs is not None and source.psf is not None
-    around_x, around_y = x + np.array([0, 1, -1, 0, 0]), y + np.array([0, 0, 0, 1, -1])
-    px, py = source.wcs.sky_to_pixel(*wcs.pixel_to_sky(around_x, around_y))
+    ``around`` (2, 5) holds the source's pixels (x, y) of a new pixel and of
+    its neighbours to the right, left, above and below.
+    """
+    assert source.psf is not None
+    px, py = around
     jacobian = np.array([[px[1] - px[2], px[3] - px[4]], [py[1] - py[2], py[3] - py[4]]]) / 2
     psf = source.psf.at(float(px[0]), float(py[0]))
     half = len(psf) // 2

@@ -79,7 +79,9 @@ def source_grid(source: Exposure, wcs: Wcs, shape: tuple[int, int]) -> tuple[F8,
     return source.wcs.sky_to_pixel(*wcs.pixel_to_sky(grid_x, grid_y))
 
 
-def warp_into(source: Exposure, x: F8, y: F8, image: F4, variance: F4, mask: I4, depth: F4) -> None:
+def warp_into(
+    source: Exposure, x: F8, y: F8, image: F4, variance: F4, mask: I4, depth: F4, least_depth: float = _LOBES
+) -> None:
     """Resample into planes that exist already, where the source is deeper than what is there.
 
     Parameters
@@ -92,6 +94,8 @@ def warp_into(source: Exposure, x: F8, y: F8, image: F4, variance: F4, mask: I4,
     depth : `numpy.ndarray`, (ny, nx), float32
         Distance of a pixel from the border of the source it came from, in the
         source's pixels; below 0 where there is none yet. Changed in place.
+    least_depth : `float`
+        Pixels nearer to the source's border are left as they are.
     """
     planes = source.image, source.variance
     bad = source.mask
@@ -99,7 +103,7 @@ def warp_into(source: Exposure, x: F8, y: F8, image: F4, variance: F4, mask: I4,
         ok = np.isfinite(planes[0]) & np.isfinite(planes[1])
         planes = np.where(ok, planes[0], np.float32(0)), np.where(ok, planes[1], np.float32(0))
         bad = np.where(ok, bad, bad | NO_DATA).astype(np.int32)
-    _warp(planes[0], planes[1], _spread(bad, HARD), x, y, TABLE, image, variance, mask, depth)
+    _warp(planes[0], planes[1], _spread(bad, HARD), x, y, TABLE, max(least_depth, _LOBES), image, variance, mask, depth)
 
 
 @njit(cache=True, nogil=True)
@@ -118,7 +122,7 @@ def _spread(mask, planes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
-def _warp(src, svar, smask, gx, gy, table, out, ovar, omask, depth):  # type: ignore[no-untyped-def]
+def _warp(src, svar, smask, gx, gy, table, least, out, ovar, omask, depth):  # type: ignore[no-untyped-def]
     ny, nx = out.shape
     sy, sx = src.shape
     inv = np.float32(1.0 / STEP)
@@ -131,7 +135,7 @@ def _warp(src, svar, smask, gx, gy, table, out, ovar, omask, depth):  # type: ig
             bx = gx[row, col + 1] + (gx[row + 1, col + 1] - gx[row, col + 1]) * fy
             ay = gy[row, col] + (gy[row + 1, col] - gy[row, col]) * fy
             by = gy[row, col + 1] + (gy[row + 1, col + 1] - gy[row, col + 1]) * fy
-            if max(ax, bx) < 3 or max(ay, by) < 3 or min(ax, bx) > sx - 4 or min(ay, by) > sy - 4:
+            if max(ax, bx) < least or max(ay, by) < least or min(ax, bx) > sx - least or min(ay, by) > sy - least:
                 continue
             dxx, dyx = (bx - ax) * inv, (by - ay) * inv
             dxy = (gx[row + 1, col] - gx[row, col] + gx[row + 1, col + 1] - gx[row, col + 1]) * 0.5 * inv
@@ -140,7 +144,7 @@ def _warp(src, svar, smask, gx, gy, table, out, ovar, omask, depth):  # type: ig
             for x in range(x0, x1):
                 px, py = ax + dxx * (x - x0), ay + dyx * (x - x0)
                 near = np.float32(min(min(px, py), min(sx - 1 - px, sy - 1 - py)))
-                if near < 4.0 or near <= depth[y, x]:
+                if near < least or near <= depth[y, x]:
                     continue
                 ix, iy = int(px), int(py)
                 m = smask[iy, ix] | smask[iy, ix + 1] | smask[iy + 1, ix] | smask[iy + 1, ix + 1]

@@ -15,6 +15,7 @@ from apflow.errors import DataError
 from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
 from apflow.model.psf import polynomial_terms
+from apflow.pixels.basis import Basis, convolved, make_basis
 from apflow.pixels.convolve import grow, polynomial_image
 from apflow.pixels.planes import unusable
 from apflow.pixels.stamps import choose
@@ -23,7 +24,6 @@ F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
-_DEGREES = (4, 2, 2)
 #: Stamps below which the kernel does not vary, and below which the PSF models help.
 _FEW, _VERY_FEW = 15, 6
 #: Width of the prior on the coefficients, in kernel sums: of the constant and of the spatial terms.
@@ -31,69 +31,6 @@ _PRIOR, _PRIOR_SPATIAL = 10.0, 1.0
 #: Error of any kernel model, of the flux: keeps the brightest star from deciding alone.
 _MODEL_ERROR = 0.01
 _REJECT_SIGMA = 4.0
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Gauss-Hermite functions on the kernel's pixels.
-
-    The first image has sum 1, all others sum 0 and absolute sum 1, so that
-    the first coefficient is the kernel's sum.
-    """
-
-    functions: F8  # (nf, k) one-dimensional
-    pairs: tuple[tuple[int, int], ...]  # (fx, fy) of each image
-    images: F8  # (nb, k, k)
-    mixing: F8  # (nb, nb): images = mixing @ raw products
-    match_sigma_px: float  # of the Gaussian that turns the one width into the other
-
-
-def make_basis(science_fwhm_px: float, template_fwhm_px: float) -> Basis:
-    """Basis for bringing a template of one width to another.
-
-    Parameters
-    ----------
-    science_fwhm_px, template_fwhm_px : `float`
-        The Gaussians start from sigmas of 0.7, 1.5, 3.0 px and degrees 4, 2,
-        2, and widen with the difference of the widths.
-    """
-    match = max(np.sqrt(max(science_fwhm_px**2 - template_fwhm_px**2, 0.0)) / 2.3548, 0.1)
-    sigmas = max(0.7, 0.5 * match), max(1.5, match), max(3.0, 2 * match)
-    half = int(np.clip(np.ceil(3 * 2.3548 * max(match, 1.4)), 10, 17))
-    t = np.arange(-half, half + 1)
-    functions: list[F8] = []
-    pairs: list[tuple[int, int]] = []
-    for sigma, degree in zip(sigmas, _DEGREES, strict=True):
-        base = len(functions)
-        gauss = np.exp(-0.5 * (t / sigma) ** 2)
-        for p in range(degree + 1):
-            functions.append(gauss * np.polynomial.hermite_e.hermeval(t / sigma, np.eye(degree + 1)[p]))
-        pairs += [(base + p, base + q) for p in range(degree + 1) for q in range(degree + 1 - p)]
-    f = np.array(functions)
-    raw = np.array([np.outer(f[q], f[p]) for p, q in pairs])
-    sums = raw.sum((1, 2))
-    mixing = np.eye(len(pairs))
-    mixing[0, 0] = 1 / sums[0]
-    mixing[1:, 0] -= sums[1:] / sums[0]
-    images = np.tensordot(mixing, raw, 1)
-    scale = np.abs(images[1:]).sum((1, 2))
-    mixing[1:] /= scale[:, None]
-    images[1:] /= scale[:, None, None]
-    return Basis(f, tuple(pairs), images, mixing, float(match))
-
-
-def convolved(basis: Basis, patches: F4) -> F4:
-    """Template patches (ns, n + k - 1, n + k - 1) convolved with each basis image: (ns, nb, n, n)."""
-    nf, k = basis.functions.shape
-    m = patches.shape[-1]
-    n = m - k + 1
-    band = np.zeros((nf, m, n), np.float32)
-    for c in range(n):
-        band[:, c : c + k, c] = basis.functions[:, ::-1]
-    along_x = [patches @ band[i] for i in range(nf)]
-    raw = np.stack([band[fy].T @ along_x[fx] for fx, fy in basis.pairs], 1)
-    mixed = basis.mixing.astype(np.float32) @ raw.reshape(len(patches), len(basis.pairs), n * n)
-    return np.asarray(mixed.reshape(raw.shape))
 
 
 @dataclass(frozen=True)
@@ -116,7 +53,7 @@ def fit_kernel(
     Parameters
     ----------
     science, template : `Exposure`
-        On one grid; both with a PSF, the template without WCS or photometric needs.
+        On one grid, background subtracted; their PSFs choose the basis.
     kernel_order : `int`
         Order of the spatial variation of the kernel's shape; its sum is
         constant. Constant with fewer than 15 stamps; with fewer than 6 the
@@ -293,16 +230,17 @@ def _solve(
     # Unknowns: the sum, the other images by spatial term, the background.
     image = np.concatenate([[0], np.tile(np.arange(1, nb), nt), np.full(nl, nb)])
     spatial = np.concatenate([[0], np.repeat(np.arange(nt), nb - 1), np.arange(nl)])
-    matrix, vector = np.zeros((len(image),) * 2), np.zeros(len(image))
-    columns = np.concatenate([stamps.model, np.ones_like(stamps.model[:, :1])], 1)
-    for s in np.flatnonzero(good):
-        weighted = columns[s] * stamps.weight[s]
-        normal = (weighted @ columns[s].T).astype(np.float64)
-        right = (weighted @ stamps.data[s]).astype(np.float64)
-        factor = np.where(image < nb, terms[s, np.minimum(spatial, nt - 1)], levels[s, np.minimum(spatial, nl - 1)])
-        factor[0] = 1.0
-        matrix += normal[np.ix_(image, image)] * np.outer(factor, factor)
-        vector += right[image] * factor
+    columns = np.concatenate([stamps.model[good], np.ones((good.sum(), 1, stamps.core.size), np.float32)], 1)
+    weighted = columns * stamps.weight[good][:, None]
+    normal = np.matmul(weighted, columns.swapaxes(1, 2)).astype(np.float64)
+    right = np.matmul(weighted, stamps.data[good][:, :, None])[:, :, 0].astype(np.float64)
+    # Sums over stamps of normal equations times pairs of spatial functions; each unknown has one of them.
+    functions = np.concatenate([terms, levels], 1)[good]
+    function = np.where(image < nb, spatial, nt + spatial)
+    pairs = functions[:, :, None] * functions[:, None]
+    sums = np.tensordot(normal, pairs, (0, 0))
+    matrix = sums[image[:, None], image, function[:, None], function]
+    vector = np.tensordot(right, functions, (0, 0))[image, function]
     total = vector[0] / matrix[0, 0]
     prior = np.where(spatial == 0, _PRIOR, _PRIOR_SPATIAL) * abs(total)
     prior[(image == 0) | (image == nb)] = np.inf

@@ -10,8 +10,9 @@ from scipy.signal import fftconvolve
 
 from apflow.errors import DataError
 from apflow.model.kernel import Kernel
+from apflow.pixels.basis import make_basis
 from apflow.pixels.convolve import convolve, convolve_varying, grow, smooth
-from apflow.pixels.matching import fit_kernel, make_basis
+from apflow.pixels.matching import fit_kernel
 from tests.pixels.scenes import gaussian_psf, pair
 
 

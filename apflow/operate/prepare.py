@@ -37,6 +37,8 @@ def simulation_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Processes of one thread each; spawned, since forking a process with threads is unsafe."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        os.environ.setdefault(name, str(2**29))  # images come and go: returning each to the system costs CPU
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield pool

@@ -268,12 +268,12 @@ def _amplifiers(spec: Mapping[str, Any]) -> tuple[Amplifier, ...]:
     """Amplifiers of one kind of CCD, a grid of columns x rows."""
     grid, out = spec["amplifiers"], []
     nx, ny = spec["nx"] // grid["columns"], spec["ny"] // grid["rows"]
-    for row in range(grid["rows"]):
+    for row, digit in zip(range(grid["rows"]), grid["names"], strict=True):
         for column in range(grid["columns"]):
             out.append(
                 Amplifier(
-                    name=f"C{row}{column}",
-                    segment=f"Segment{row}{column}",
+                    name=f"C{digit}{column}",
+                    segment=f"Segment{digit}{column}",
                     x0=column * nx,
                     y0=row * ny,
                     nx=nx,

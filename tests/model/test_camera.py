@@ -162,8 +162,8 @@ pixel_mm: 0.015
 plate_scale_arcsec_per_mm: 20.0
 filters: [{physical_filter: V, band: g, zero_point: 25.0, sky: 21.0, fwhm: 1.5, depth: 21.0}]
 ccds:
-  A: {nx: 1024, ny: 1024, amplifiers: {columns: 2, rows: 1, prescan: 0, overscan_x: 16, overscan_y: 0, flip_x: [false],
-      flip_y: [false], gain: 2.0, read_noise: 8.0, saturation: 60000}}
+  A: {nx: 1024, ny: 1024, amplifiers: {columns: 2, rows: 1, prescan: 0, overscan_x: 16, overscan_y: 0, names: [0],
+      flip_x: [false], flip_y: [false], gain: 2.0, read_noise: 8.0, saturation: 60000}}
 detectors:
   - [1, C1, M, SCIENCE, A, 0.0, 0.0, 0.0]
 """
@@ -194,3 +194,11 @@ def test_cameras_are_listed_and_frozen():
     assert camera_names() == ["comcam", "decam", "lsstcam"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_camera("comcam").name = "other"  # type: ignore[misc]
+
+
+def test_segments_lie_as_a_raw_of_the_test_stand_says():
+    """DETSEC of Segment10 and Segment00 in a raw E2V CCD of LSST's test stand: [512:1,1:2002] and [1:512,4004:2003]."""
+    amplifiers = {a.segment: a for a in load_camera("lsstcam").detector("R22_S11").amplifiers}
+    bottom, top = amplifiers["Segment10"], amplifiers["Segment00"]
+    assert (bottom.x0, bottom.y0, bottom.flip_x, bottom.flip_y) == (0, 0, True, False)
+    assert (top.x0, top.y0, top.flip_x, top.flip_y) == (0, 2002, False, True)

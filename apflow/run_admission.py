@@ -61,11 +61,12 @@ class Admission:
         self._ready: set[ChainId] = set()
         self._suspect: set[ChainId] = set()
 
-    def set_workers(self, workers: Sequence[str]) -> list[ChainId]:
+    def set_workers(self, workers: Sequence[str]) -> list[Admit]:
         """The workers that are there now; gives the chains that lost theirs, which must be added again."""
-        lost = [chain for worker, held in self._holders.items() if worker not in workers for chain in held]
+        gone = [worker for worker in self._holders if worker not in workers]
+        lost = [Admit(chain, worker) for worker in gone for chain in sorted(self._holders[worker])]
         self._holders = {worker: self._holders.get(worker, set()) for worker in workers}
-        return sorted(lost)
+        return lost
 
     def add(self, chain: ChainId, suspect: bool = False) -> None:
         """A chain exists; its image has not come."""

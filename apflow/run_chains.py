@@ -28,9 +28,6 @@ class Desk(Protocol):
     def attempt(self, visit: int, step: str, label: str) -> str:
         """The label with the number of the attempt at `step`, if not the first: a key is never used twice."""
 
-    def workers(self) -> list[str]:
-        """Addresses of the compute workers."""
-
     def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
         """See `apflow.run_worker.where`."""
 
@@ -147,6 +144,7 @@ class Chains:
         """Let a chain that only prefetched give its memory back."""
         chain = self.by_index[decision.chain.index]
         chain.release()
+        chain.worker = None
         self._admitted = [other for other in self._admitted if other is not chain]
 
     def waited(self, chain: Chain, future: Future[Any]) -> None:
@@ -160,11 +158,12 @@ class Chains:
         elif not self._gave_up(chain, future):
             self._submit_waits([(chain, wait)])
 
-    def lost(self, chain_id: ChainId) -> None:
+    def lost(self, lost: Admit) -> None:
         """The worker of a chain died: begin anew, elsewhere and alone."""
-        chain = self.by_index[chain_id.index]
-        if chain.ended or chain.future is None:
+        chain = self.by_index[lost.chain.index]
+        if chain.ended or chain.worker != lost.worker:
             return
+        self._admitted = [other for other in self._admitted if other is not chain]
         chain.tries += 1
         if chain.tries >= self.max_attempts:
             cause = f"KilledWorker: {chain.tries} workers died while they held this detector"
@@ -207,6 +206,7 @@ class Chains:
 
     def _again(self, chain: Chain) -> None:
         chain.release()
+        chain.worker = None
         failed = [wait for wait in chain.waits if wait.future is None or wait.future.status in ("error", "cancelled")]
         chain.over.difference_update(failed)
         self._submit_waits([(chain, wait) for wait in failed])
@@ -236,11 +236,7 @@ class Chains:
         self._changes.append(("leave", chain.id))
 
     def _submit_waits(self, waits: Sequence[tuple[Chain, Promise]]) -> None:
-        workers: list[Any] = [*self.desk.workers()] or [None]
-        made = [
-            self.tasks.task(wait, self._label(chain, wait), worker=workers[chain.id.index % len(workers)])
-            for chain, wait in waits
-        ]
+        made = [self.tasks.task(wait, self._label(chain, wait)) for chain, wait in waits]
         for (chain, wait), future in zip(waits, self.tasks.submit(made), strict=True):
             wait.future = future
             future.add_done_callback(lambda done, chain=chain: self.post("waited", chain, done))
@@ -253,7 +249,7 @@ class Chains:
             for call in chain.calls:
                 if call not in chain.waits:
                     made[call] = self.tasks.task(call, label, made, chain.worker, last=call is chain.end)
-            ends.append(made[chain.end])
+            ends.append(self.tasks.delivery(made[chain.end], label))
         for chain, future in zip(chains, self.tasks.submit(ends), strict=True):
             chain.future = future
             future.add_done_callback(lambda done, chain=chain: self.post("finished", chain, done))

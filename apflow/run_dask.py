@@ -9,7 +9,6 @@ earlier run is found, not written twice.
 from __future__ import annotations
 
 import itertools
-import logging
 import pickle
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -25,9 +24,8 @@ from apflow.run import ChainEnded, GatherEnded, OnEvent, StepCounts, result_of, 
 from apflow.run_admission import Admission, ChainId
 from apflow.run_tasks import Tasks
 from apflow.run_visit import Limits, VisitRun
-from apflow.run_watch import Watch, where, workers_of
+from apflow.run_watch import Watch, renew, where, workers_of
 
-_log = logging.getLogger(__name__)
 _RUNNERS = itertools.count(1)
 #: Highest attempt at a visit of any runner of this process, by scheduler: a key that is submitted again while its old
 #: future lives would give the old result.
@@ -87,7 +85,9 @@ class DaskRunner:
     ----------
     client : `distributed.Client`
         Of any cluster. Workers with the resource ``gather`` run gather nodes
-        and nothing else; without such workers any worker does.
+        (one at a time for a resource of 1; a second thread takes deliveries)
+        and workers with the resource ``compute`` detector chains. Where no
+        worker tells its role by these, each takes everything.
     group_of
         Group (raft) of a detector: what a batch waits for. Default: all are one group.
     label_of
@@ -140,8 +140,8 @@ class DaskRunner:
         self._topic = f"apflow-{client.id}-{next(_RUNNERS)}"
         client.subscribe_topic(self._topic, self._heard)
         client.register_plugin(Watch(self._topic, client.id, step_timeout_s), name=self._topic)
-        workers, gather = client.run_on_scheduler(workers_of)
-        self._gather_workers = gather > 0
+        workers, roles = client.run_on_scheduler(workers_of)
+        self._roles = frozenset(roles)
         self._workers_are(workers)
 
     def start(self, graph: Callable[..., Any], visit: Any, detectors: Sequence[int], config: Any) -> VisitHandle:
@@ -161,7 +161,7 @@ class DaskRunner:
             if any(handle.visit == number for handle in self._handles.values()):
                 raise BadRequest(f"visit {number} is in flight already")
             handle = VisitHandle(number, next(self._sequence))
-            tasks = Tasks(self._client, number, handle.sequence, self._topic, self._gather_workers)
+            tasks = Tasks(self._client, number, handle.sequence, self._topic, self._roles)
             handle.run = VisitRun(self, tasks, self._limits, self._group_of)
             self._handles[handle.sequence] = handle
             self._attempts[number] = {}
@@ -242,10 +242,6 @@ class DaskRunner:
     def _earlier(self, visit: int) -> int:
         return _ATTEMPTS.get((self._scheduler, visit), 0)
 
-    def workers(self) -> list[str]:
-        """See `apflow.run_chains.Desk`."""
-        return self._workers
-
     def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
         """See `apflow.run_chains.Desk`."""
         found: tuple[dict[str, str], list[str]] = self._client.run_on_scheduler(where, visit=visit)
@@ -253,15 +249,7 @@ class DaskRunner:
 
     def restart(self, workers: list[str]) -> None:
         """See `apflow.run_chains.Desk`."""
-        _log.warning("restarting workers that compute past the deadline: %s", ", ".join(workers))
-        thread = threading.Thread(
-            target=self._client.restart_workers,
-            args=(workers,),
-            kwargs={"timeout": 30, "raise_for_error": False},
-            daemon=True,
-        )
-        self._threads.append(thread)
-        thread.start()
+        self._client.run_on_scheduler(renew, name=self._topic, workers=workers)
 
     def ended(self, visit: int, detector: int, ended: Ended | None) -> None:
         """See `apflow.run_chains.Desk`."""
@@ -299,9 +287,8 @@ class DaskRunner:
 
     def _workers_are(self, workers: list[str]) -> None:
         with self._lock:
-            self._workers = workers
-            for chain in self._admission.set_workers(workers):
-                self._post("lost", chain, chain)
+            for lost in self._admission.set_workers(workers):
+                self._post("lost", lost.chain, lost)
             self._decide()
 
     def _decide(self) -> None:

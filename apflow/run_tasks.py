@@ -13,11 +13,12 @@ from distributed import Client, Future
 
 from apflow.graph import Carried, Node, Standin
 from apflow.model.ledger import Ended
-from apflow.run_worker import Call, Slot, perform
+from apflow.run_worker import Call, Slot, deliver, perform
 
 _PERFORM = delayed(perform, pure=False, traverse=False)
-#: Waits start before anything else: each holds its slot only until it secedes.
-_WAITS_FIRST = 1_000_000
+_DELIVER = delayed(deliver, pure=False, traverse=False)
+#: Waits start before anything else: each holds its slot only until it secedes. Deliveries free chains' places.
+_FIRST = 1_000_000
 
 
 class Promise(Standin):
@@ -95,15 +96,15 @@ class Tasks:
         Number of the visit, and its place in the order of visits.
     topic : `str`
         Where ended chains are told.
-    gather_workers : `bool`
-        Whether there are workers for gather nodes alone.
+    roles : set of `str`
+        Resources by which the cluster's workers tell what they are for: ``gather``, ``compute``.
     """
 
     client: Client
     visit: int
     sequence: int
     topic: str
-    gather_workers: bool
+    roles: frozenset[str]
 
     def key(self, promise: Promise, label: str) -> tuple[str, str]:
         """Key of a task: groups by step and visit, as progress bars and logs show it."""
@@ -146,19 +147,30 @@ class Tasks:
             task: Delayed = _PERFORM(call, *inputs, dask_key_name=self.key(promise, label))
         return task
 
+    def delivery(self, end: Delayed, label: str) -> Delayed:
+        """The task that brings the end of a chain to the gather workers."""
+        key = (f"deliver-{self.visit}", label)
+        with annotate(priority=_FIRST - self.sequence, **self._role("gather", 0)):
+            task: Delayed = _DELIVER(end, dask_key_name=key)
+        return task
+
     def _annotations(self, promise: Promise, worker: str | None) -> dict[str, Any]:
         # A step's own errors are values here; a retry is for a task that could not start. A wait would wait again.
-        root_wait = promise.node.waits and not any(made.detector is not None for made in promise.inputs())
+        root_wait = promise.node.waits and worker is None
         annotations: dict[str, Any] = {
-            "priority": (_WAITS_FIRST if root_wait else 0) - self.sequence,
+            "priority": (_FIRST if root_wait else 0) - self.sequence,
             "retries": 0 if promise.node.waits else 1,
         }
         if worker is not None:
-            # A strict pin would wait for ever for a worker that died.
-            annotations |= {"workers": [worker], "allow_other_workers": True}
-        if promise.node.gather and self.gather_workers:
-            annotations["resources"] = {"gather": 1}
-        return annotations
+            # Strictly: where a loose pin points to a worker that died, Dask takes any worker whatever its resources,
+            # and what killed the first kills the gather worker next. The runner submits the chain again elsewhere.
+            return annotations | {"workers": [worker]}
+        if promise.node.gather:
+            return annotations | self._role("gather", 1)
+        return annotations | (self._role("compute", 0) if root_wait else {})
+
+    def _role(self, role: str, amount: float) -> dict[str, Any]:
+        return {"resources": {role: amount}} if role in self.roles else {}
 
     def submit(self, tasks: Sequence[Delayed]) -> list[Future[Any]]:
         """Send tasks to the scheduler in one message."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -13,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch(SchedulerPlugin):
-    """Tells a client on `topic`: ``("workers", addresses, gather slots)`` and, each second, ``("counts", counts)``.
+    """Tells a client on `topic`: ``("workers", addresses, roles)`` and, each second, ``("counts", counts)``.
 
     A compute worker whose step runs for more than `step_timeout_s` is restarted,
     so that a step which hangs does not hold up the other detectors there.
@@ -25,6 +28,8 @@ class Watch(SchedulerPlugin):
     async def start(self, scheduler: Any) -> None:
         """Begin to tell."""
         self._scheduler = scheduler
+        self._restarting: set[str] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         self._tick = PeriodicCallback(self._look, 1000.0)
         self._tick.start()
 
@@ -52,17 +57,32 @@ class Watch(SchedulerPlugin):
         counts = counts_of(self._scheduler)
         if counts:
             self._tell("counts", counts)
-        hung = hung_workers(self._scheduler, self._step_timeout_s)
-        if hung:
-            _log.warning("restarting workers whose step runs for more than %g s: %s", self._step_timeout_s, hung)
-            await self._scheduler.restart_workers(hung, timeout=30.0, on_error="return")
+        self.renew(hung_workers(self._scheduler, self._step_timeout_s))
+
+    def renew(self, workers: Iterable[str]) -> None:
+        """Have workers that hang killed and started anew by their nannies, once each."""
+        fresh = sorted(set(workers) - self._restarting)
+        if fresh:
+            _log.warning("restarting workers that compute one step for too long: %s", ", ".join(fresh))
+            self._restarting.update(fresh)
+            stimulus = f"apflow-restart-{time.time()}"
+            restarts = self._scheduler.restart_workers(
+                fresh, timeout=30.0, wait_for_workers=False, on_error="return", stimulus_id=stimulus
+            )
+            self._running.add(asyncio.ensure_future(restarts))
 
 
-def workers_of(dask_scheduler: Any) -> tuple[list[str], float]:
-    """Addresses of the compute workers in the order of their names, and the number of gather slots."""
+def renew(dask_scheduler: Any, name: str, workers: list[str]) -> None:
+    """Have workers restarted by the plugin `name`."""
+    dask_scheduler.plugins[name].renew(workers)
+
+
+def workers_of(dask_scheduler: Any) -> tuple[list[str], list[str]]:
+    """Addresses of the compute workers in the order of their names, and the roles that workers tell."""
     workers = dask_scheduler.workers.values()
     compute = sorted((len(str(w.name)), str(w.name), w.address) for w in workers if "gather" not in w.resources)
-    return [address for _, _, address in compute], float(sum(w.resources.get("gather", 0) for w in workers))
+    roles = {role for w in workers for role in w.resources if role in ("gather", "compute")}
+    return [address for _, _, address in compute], sorted(roles)
 
 
 def hung_workers(dask_scheduler: Any, step_timeout_s: float) -> list[str]:

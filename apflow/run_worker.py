@@ -60,6 +60,11 @@ def perform(call: Call, *made: Carried | Ended) -> Carried | Ended:
     return ended
 
 
+def deliver(ended: Ended) -> Ended:
+    """Bring the end of a chain to a gather worker: what the batch needs outlives the chain's worker."""
+    return ended
+
+
 def _filled(argument: Any, made: tuple[Carried | Ended, ...]) -> Any:
     if isinstance(argument, Slot):
         return made[argument.n]

@@ -46,10 +46,11 @@ def local_cluster(
     """
     spec: dict[str, Any] = {}
     for i in range(n_workers):
-        options = _options(warm_up, nthreads=threads_per_worker, memory_limit=memory_limit)
+        options = _options(warm_up, nthreads=threads_per_worker, memory_limit=memory_limit, resources={"compute": 1})
         spec[f"ccd-{i}"] = {"cls": Nanny, "options": options}
     for i in range(gather_workers):
-        options = _options(warm_up, nthreads=1, memory_limit=0, resources={"gather": 1})
+        # One gather node at a time; the other thread takes what the chains deliver.
+        options = _options(warm_up, nthreads=2, memory_limit=0, resources={"gather": 1})
         spec[f"gather-{i}"] = {"cls": Nanny, "options": options}
     port = dashboard if dashboard is not True else 0
     scheduler = {

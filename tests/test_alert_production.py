@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from lsst.daf.butler import Butler
 
 from apflow.io.alerts.archive import read_night
 from apflow.io.arrivals import Ingestor
+from apflow.io.metrics import read_bundle
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ids import day_obs_of, source_id
 from apflow.model.ledger import Outcome, State
@@ -34,6 +36,7 @@ from apflow.operate.prepare import simulation_pool
 from apflow.simulate.player import Trouble
 from apflow.simulate.scenario import Scenario, visits
 from apflow.simulate.score import score
+from apflow.steps.package import METRIC_UNITS
 from tests.field import Field, land, make_field, play, products
 
 TROUBLED = {0: State.IMAGE_TIMEOUT, 1: State.BAD_DATA, 2: State.BAD_DATA}
@@ -162,6 +165,26 @@ def test_ids_are_deterministic_and_alerts_say_what_the_ppdb_says(night: Night):
             x, y = WCS(stamp.header).all_world2pix(row["ra"], row["dec"], 0)
             assert abs(x - (stamp.shape[1] - 1) / 2) < 1.0
             assert abs(y - (stamp.shape[0] - 1) / 2) < 1.0
+
+
+def test_every_metric_of_a_done_detector_has_a_value(night: Night):
+    for outcome in night.of(0).values():
+        assert set(outcome.metrics) == set(METRIC_UNITS)
+        assert np.isfinite(list(outcome.metrics.values())).all()
+    bundle = night.field.root / "LSSTComCam" / "prompt"
+    (path,) = bundle.rglob(f"ap_metrics_*_{night.field.visits[0].visit}_004.json")
+    assert read_bundle(path)["ap"] == pytest.approx(dict(night.of(0)[4].metrics))
+
+
+def test_readme_lists_exactly_the_columns_that_are_never_computed(night: Night):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    for name in ("DiaSource", "DiaObject", "DiaForcedSource"):
+        table = night.field.table(name)
+        null = {c for c in table if table[c].isna().all()}
+        listed = set(re.findall(r"`(\w+)`", re.search(rf"^{name}: (.*)$", readme, re.M)[1]))
+        # Of the six bands this field has one; the README says so once instead of naming each band's columns.
+        other_bands = {c for c in null if re.match("[ugizy]_", c)}
+        assert listed == null - other_bands, name
 
 
 def test_products_are_in_the_butler(night: Night):

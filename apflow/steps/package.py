@@ -32,10 +32,12 @@ from apflow.pixels.cutouts import cut, cutout_size
 #: Units of the metrics that a detector leaves; the full list is written every time.
 METRIC_UNITS: Mapping[str, str] = {
     "psf_fwhm_arcsec": "arcsec",
-    "psf_ellipticity": "",
+    "psf_ellipticity_e1": "",
+    "psf_ellipticity_e2": "",
     "n_psf_stars": "ct",
     "wcs_offset_arcsec": "arcsec",
     "wcs_scatter_arcsec": "arcsec",
+    "wcs_rotation_arcsec": "arcsec",
     "n_reference_matched": "ct",
     "zero_point_mag": "mag",
     "zero_point_scatter_mag": "mag",
@@ -48,6 +50,7 @@ METRIC_UNITS: Mapping[str, str] = {
     "n_stamps": "ct",
     "variance_scale": "",
     "diff_mad_snr": "",
+    "matching_error": "",
     "n_snaps_missing": "ct",
     "n_sources": "ct",
     "n_new_objects": "ct",

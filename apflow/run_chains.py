@@ -11,7 +11,7 @@ from distributed import Future
 from apflow.graph import Carried, failure_of
 from apflow.model.ledger import Ended, Failure, State
 from apflow.run_admission import Admit, ChainId, Evict
-from apflow.run_tasks import Promise, Tasks
+from apflow.run_tasks import Promise, Tasks, units_of
 
 Post = Callable[[str, Any, Any], None]
 
@@ -49,6 +49,8 @@ class Chain:
     detector: int
     calls: list[Promise]
     waits: list[Promise]  # those that take nothing of the chain: submitted at once, holding nothing
+    units: list[list[Promise]]  # the others, as tasks
+    shared: set[Promise]  # of these what is needed outside its task
     label: str = ""
     tries: int = 0
     worker: str | None = None
@@ -73,7 +75,7 @@ class Chain:
             wait.release()
 
 
-def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise]) -> Chain:
+def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise], fuse: bool) -> Chain:
     """The chain that ends with `end`: of the detector's calls those that it needs."""
     needed = {end}
     for call in reversed(calls):
@@ -81,8 +83,10 @@ def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise]) -> Chain
             needed.update(call.inputs())
     kept = [call for call in calls if call in needed]
     waits = [c for c in kept if c.node.waits and c is not end and not any(i.detector is not None for i in c.inputs())]
+    units = [unit for unit in (units_of(kept) if fuse else [[call] for call in kept]) if unit[0] not in waits]
+    shared = {made for unit in units for call in unit for made in call.inputs() if made not in unit}
     assert end.detector is not None
-    return Chain(chain_id, end.detector, kept, waits)
+    return Chain(chain_id, end.detector, kept, waits, units, shared)
 
 
 @dataclass(eq=False)
@@ -98,6 +102,7 @@ class Chains:
     desk: Desk
     tasks: Tasks
     max_attempts: int
+    fuse: bool
     post: Post
     by_index: dict[int, Chain] = field(default_factory=dict)
     _fresh: list[tuple[int, Future[Any] | Ended]] = field(default_factory=list)
@@ -108,7 +113,7 @@ class Chains:
         """Submit all waits."""
         for index, end in enumerate(ends):
             assert end.detector is not None
-            self.by_index[index] = chain_of(ChainId(self.tasks.sequence, index), end, calls[end.detector])
+            self.by_index[index] = chain_of(ChainId(self.tasks.sequence, index), end, calls[end.detector], self.fuse)
         self._submit_waits([(chain, wait) for chain in self.by_index.values() for wait in chain.waits])
 
     def ask(self) -> None:
@@ -236,7 +241,7 @@ class Chains:
         self._changes.append(("leave", chain.id))
 
     def _submit_waits(self, waits: Sequence[tuple[Chain, Promise]]) -> None:
-        made = [self.tasks.task(wait, self._label(chain, wait)) for chain, wait in waits]
+        made = [self.tasks.task([wait], self._label(chain, wait)) for chain, wait in waits]
         for (chain, wait), future in zip(waits, self.tasks.submit(made), strict=True):
             wait.future = future
             future.add_done_callback(lambda done, chain=chain: self.post("waited", chain, done))
@@ -246,9 +251,9 @@ class Chains:
         for chain in chains:
             chain.label = label = self._label(chain, chain.end)
             made: dict[Promise, Any] = {}
-            for call in chain.calls:
-                if call not in chain.waits:
-                    made[call] = self.tasks.task(call, label, made, chain.worker, last=call is chain.end)
+            for unit in chain.units:
+                keep = [call for call in unit if call in chain.shared]
+                made |= dict.fromkeys(unit, self.tasks.task(unit, label, made, chain.worker, keep))
             ends.append(self.tasks.delivery(made[chain.end], label))
         for chain, future in zip(chains, self.tasks.submit(ends), strict=True):
             chain.future = future

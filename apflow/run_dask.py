@@ -98,6 +98,9 @@ class DaskRunner:
         Detector chains that may hold images, templates or calibs on one worker.
     max_attempts : `int`
         Times that a chain or a gather is submitted when Dask gives it up.
+    fuse : `bool`
+        Whether the steps of a detector that compute behind the same waits are
+        one Dask task, named after all of them: half the cost, less memory.
     deadline_s : `float`
         Past this, counted from `start`, every unfinished detector of the visit
         ends as failed by ``deadline``, and workers that still compute for it
@@ -120,13 +123,14 @@ class DaskRunner:
         gather_after_s: float = 5.0,
         chains_per_worker: int = 2,
         max_attempts: int = 3,
+        fuse: bool = True,
         deadline_s: float = 300.0,
         gather_deadline_s: float = 60.0,
         step_timeout_s: float = 120.0,
         on_event: OnEvent | None = None,
     ) -> None:
         self._client, self._group_of, self.label_of = client, group_of, label_of
-        self._limits = Limits(gather_after_s, deadline_s, gather_deadline_s, max_attempts)
+        self._limits = Limits(gather_after_s, deadline_s, gather_deadline_s, max_attempts, fuse)
         self._on_event = on_event or (lambda event: None)
         self._lock = threading.Lock()
         self._admission = Admission(chains_per_worker)

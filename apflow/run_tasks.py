@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from distributed import Client, Future
 
 from apflow.graph import Carried, Node, Standin
 from apflow.model.ledger import Ended
-from apflow.run_worker import Call, Slot, deliver, perform
+from apflow.run_worker import Call, OneStep, Slot, deliver, perform
 
 _PERFORM = delayed(perform, pure=False, traverse=False)
 _DELIVER = delayed(deliver, pure=False, traverse=False)
@@ -78,6 +78,31 @@ class Group:
             self.batch.release()
 
 
+def _dropped(unit: Sequence[Promise], i: int, keep: Collection[Promise]) -> tuple[str, ...]:
+    """What is not needed after the i-th call of a unit, and was before."""
+    later = {made for call in unit[i + 1 :] for made in call.inputs()}.union(keep, unit[-1:])
+    used = {*unit[i].inputs(), unit[i]}
+    return tuple(call.node.name for call in unit[: i + 1] if call in used and call not in later)
+
+
+def units_of(calls: Sequence[Promise]) -> list[list[Promise]]:
+    """The calls of a chain as units that become one Dask task each, in order.
+
+    What computes behind the same waits is one unit: there the worker need not
+    ask the scheduler, and planes are freed as soon as the next step has them.
+    What depends on no wait (prefetch), and each wait, is a unit by itself.
+    """
+    behind: dict[Promise, frozenset[Promise]] = {}
+    units: dict[Promise | frozenset[Promise], list[Promise]] = {}
+    for call in calls:
+        inputs = [made for made in call.inputs() if made in behind]
+        waits = frozenset(wait for made in inputs for wait in (*behind[made], *([made] if made.node.waits else [])))
+        behind[call] = waits
+        alone = call.node.waits or not waits
+        units.setdefault(call if alone else waits, []).append(call)
+    return sorted(units.values(), key=lambda unit: (len(behind[unit[0]]), unit[0].node.waits))
+
+
 def _promises(arguments: Iterable[Any]) -> Iterable[Promise]:
     for argument in arguments:
         if isinstance(argument, Promise):
@@ -106,45 +131,58 @@ class Tasks:
     topic: str
     roles: frozenset[str]
 
-    def key(self, promise: Promise, label: str) -> tuple[str, str]:
-        """Key of a task: groups by step and visit, as progress bars and logs show it."""
-        return f"{promise.node.name}-{self.visit}", label
-
     def task(
         self,
-        promise: Promise,
+        unit: Sequence[Promise],
         label: str,
         made: Mapping[Promise, Delayed] | None = None,
         worker: str | None = None,
-        last: bool = False,
+        keep: Collection[Promise] = (),
     ) -> Delayed:
-        """The task of a call; inputs come from `made`, else from where the promises have them."""
-        inputs: list[Delayed | TaskRef] = []
+        """The task of a unit of calls.
 
-        def open_slot(value: Delayed | Future[Any]) -> Slot:
+        Its key has the names of the steps, so that progress bars and logs show
+        them. Inputs come from `made`, else from where the promises have them.
+
+        Parameters
+        ----------
+        keep
+            Of several calls those whose values are needed outside; none: it is the end of a chain.
+        """
+        inputs: dict[Any, Delayed | TaskRef] = {}
+
+        def open_slot(value: Delayed | Future[Any], step: str) -> Slot:
             # A future by its key alone: one that travels in a graph keeps its result alive wherever it arrives.
-            inputs.append(value if isinstance(value, Delayed) else TaskRef(value.key))
-            return Slot(len(inputs) - 1)
+            inputs.setdefault(value.key, value if isinstance(value, Delayed) else TaskRef(value.key))
+            return Slot(list(inputs).index(value.key), step)
 
         def argument(value: Any) -> Any:
             if isinstance(value, Promise):
+                if value in unit:
+                    return Slot(None, value.node.name)
                 if made and value in made:
-                    return open_slot(made[value])
+                    return open_slot(made[value], value.node.name)
                 if value.carried is not None:
                     return value.carried
                 if value.future is None:
-                    raise ValueError(f"{promise.node.name} takes {value.node.name} of a detector: join by gathers()")
-                return open_slot(value.future)
+                    raise ValueError(f"{unit[0].node.name} takes {value.node.name} of a detector: join by gathers()")
+                return open_slot(value.future, value.node.name)
             if isinstance(value, Batch):
-                return tuple(open_slot(m) if isinstance(m, Future) else m for m in value.members)
+                return tuple(open_slot(m, "") if isinstance(m, Future) else m for m in value.members)
             if type(value) in (list, tuple):
                 return type(value)(argument(item) for item in value)
             return value
 
-        arguments = {name: argument(value) for name, value in promise.arguments.items()}
-        call = Call(promise.node, arguments, self.visit, promise.detector, last, self.topic)
-        with annotate(**self._annotations(promise, worker)):
-            task: Delayed = _PERFORM(call, *inputs, dask_key_name=self.key(promise, label))
+        steps = tuple(
+            OneStep(
+                call.node, {name: argument(value) for name, value in call.arguments.items()}, _dropped(unit, i, keep)
+            )
+            for i, call in enumerate(unit)
+        )
+        work = Call(steps, self.visit, unit[-1].detector, worker is not None and not keep, self.topic)
+        key = ("+".join(call.node.name for call in unit) + f"-{self.visit}", label)
+        with annotate(**self._annotations(unit[0], worker)):
+            task: Delayed = _PERFORM(work, *inputs.values(), dask_key_name=key)
         return task
 
     def delivery(self, end: Delayed, label: str) -> Delayed:

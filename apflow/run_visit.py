@@ -27,6 +27,7 @@ class Limits:
     deadline_s: float
     gather_deadline_s: float
     max_attempts: int
+    fuse: bool
 
 
 class VisitRun:
@@ -37,7 +38,7 @@ class VisitRun:
         self._posts: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
         self._deadline = time.time() + limits.deadline_s
         self._calls: dict[int, list[Promise]] = {}
-        self._chains = Chains(desk, tasks, limits.max_attempts, self.post)
+        self._chains = Chains(desk, tasks, limits.max_attempts, limits.fuse, self.post)
         self._groups: list[Group] = []  # submitted, not settled
         self._body: Group | None = None  # what the loop over gathers() builds just now
         self._looped = False
@@ -154,7 +155,7 @@ class VisitRun:
         made: dict[Promise, Any] = {}
         for promise in calls:
             label = self._desk.attempt(self._tasks.visit, promise.node.name, group.label)
-            made[promise] = self._tasks.task(promise, label, made)
+            made[promise] = self._tasks.task([promise], label, made)
         if group not in self._groups:
             group.expires_unix = max(time.time(), self._deadline if self._deadline < float("inf") else 0.0)
             group.expires_unix += self._limits.gather_deadline_s

@@ -103,11 +103,12 @@ def counts_of(dask_scheduler: Any) -> dict[int, dict[str, dict[str, int]]]:
         step, _, visit = str(name).rpartition("-")
         if step and visit.isdecimal():
             states = group.states
-            counts.setdefault(int(visit), {})[step] = {
+            count = {
                 "waiting": states["waiting"] + states["no-worker"] + states["queued"],
                 "running": states["processing"],
                 "done": states["memory"] + states["released"] + states["forgotten"] + states["erred"],
             }
+            counts.setdefault(int(visit), {}).update(dict.fromkeys(step.split("+"), count))
     return counts
 
 

@@ -15,47 +15,63 @@ from apflow.model.ledger import Ended
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Place of a task's n-th input among its arguments."""
+    """Place among the arguments of a step for what another step makes.
 
-    n: int
+    `n` is the place of its task among the inputs of this one; None: it is a step of this task itself.
+    """
+
+    n: int | None
+    step: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep:
+    """A step of a task: arguments by name, inputs left open as `Slot`; `drop` is what nobody needs after it."""
+
+    node: Node[..., Any]
+    arguments: Mapping[str, Any]
+    drop: tuple[str, ...] = ()
 
 
 class Call:
-    """A step with its arguments, inputs left open as `Slot`; no dataclass, since Dask looks into those.
+    """The steps of one task; no dataclass, since Dask looks into those.
 
     `last` marks the end of a detector's chain, told to the driver on `topic`.
     """
 
-    def __init__(
-        self,
-        node: Node[..., Any],
-        arguments: Mapping[str, Any],
-        visit: int,
-        detector: int | None,
-        last: bool,
-        topic: str,
-    ) -> None:
-        self.node, self.arguments = node, arguments
+    def __init__(self, steps: tuple[OneStep, ...], visit: int, detector: int | None, last: bool, topic: str) -> None:
+        self.steps = steps
         self.visit, self.detector = visit, detector
         self.last, self.topic = last, topic
 
 
-def perform(call: Call, *made: Carried | Ended) -> Carried | Ended:
-    """Run a step on a worker; its value never leaves the worker unless another task asks for it."""
+Made = Carried | Ended | dict[str, Carried]
+
+
+def perform(call: Call, *made: Made) -> Made:
+    """Run the steps of a task on a worker; values never leave the worker unless another task asks for them.
+
+    Gives what the step made, or of several steps what is needed outside, by the names of the steps.
+    """
     worker = get_worker()
-    arguments = {name: _filled(argument, made) for name, argument in call.arguments.items()}
     key = worker.get_current_task()
-    if call.node.waits and failed_input(arguments) is None:
-        secede()  # blocks from here on: gives its slot back
 
     def unwanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is None or task.state == "cancelled"
 
-    carried = guarded(call.node, arguments, call.detector, str(worker.name), unwanted)
+    here: dict[str, Carried] = {}
+    for step in call.steps:
+        arguments = {name: _filled(argument, made, here) for name, argument in step.arguments.items()}
+        if step.node.waits and failed_input(arguments) is None:
+            secede()  # blocks from here on: gives its slot back
+        here[step.node.name] = guarded(step.node, arguments, call.detector, str(worker.name), unwanted)
+        del arguments
+        for name in step.drop:
+            del here[name]
     if not call.last:
-        return carried
-    ended = carried.ended()
+        return here if len(call.steps) > 1 else here.popitem()[1]
+    ended = here.popitem()[1].ended()
     worker.log_event(call.topic, pickle.dumps(("ended", call.visit, dataclasses.replace(ended, value=None))))
     return ended
 
@@ -65,9 +81,12 @@ def deliver(ended: Ended) -> Ended:
     return ended
 
 
-def _filled(argument: Any, made: tuple[Carried | Ended, ...]) -> Any:
+def _filled(argument: Any, made: tuple[Made, ...], here: Mapping[str, Carried]) -> Any:
     if isinstance(argument, Slot):
-        return made[argument.n]
+        if argument.n is None:
+            return here[argument.step]
+        value = made[argument.n]
+        return value[argument.step] if isinstance(value, dict) else value
     if type(argument) in (list, tuple):
-        return type(argument)(_filled(item, made) for item in argument)
+        return type(argument)(_filled(item, made, here) for item in argument)
     return argument

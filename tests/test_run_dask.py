@@ -17,6 +17,7 @@ from apflow.run_dask import DaskRunner, VisitHandle
 from tests.graphs_for_tests import World, expose, visit_graph
 
 STEPS = ["fetch_template", "await_image", "subtract", "measure", "read_history", "associate"]
+FUSED = ["fetch_template", "await_image", "subtract+measure", "read_history", "associate"]
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +55,26 @@ def ends(events: list[object]) -> dict[int, Ended]:
     return {event.ended.detector: event.ended for event in events if isinstance(event, ChainEnded)}
 
 
-def test_the_scheduler_knows_the_nodes_by_name(client: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fuse", [False, True])
+def test_the_scheduler_knows_the_nodes_by_name(client: Client, tmp_path: Path, fuse: bool) -> None:
     world = World(str(tmp_path))
-    with DaskRunner(client, label_of=lambda detector: f"R22_S{detector:02d}") as runner:
-        handle = runner.start(visit_graph, 4200, [11, 12], world)
-        until(lambda: ("associate-4200", "R22_S12") in tasks(client))
+    visit = 4200 + fuse
+    names = FUSED if fuse else STEPS
+    with DaskRunner(client, label_of=lambda detector: f"R22_S{detector:02d}", fuse=fuse) as runner:
+        handle = runner.start(visit_graph, visit, [11, 12], world)
+        until(lambda: (f"associate-{visit}", "R22_S12") in tasks(client))
         known = tasks(client)
-        expose(world, 4200, 11, 12)
+        expose(world, visit, 11, 12)
         assert handle.result(20) == {11: "done", 12: "done"}
-    keys = {(f"{step}-4200", label) for step in STEPS for label in ("R22_S11", "R22_S12")}
-    delivered = {("deliver-4200", label) for label in ("R22_S11", "R22_S12")}
-    assert set(known) == keys | delivered | {("open_visit-4200", "visit")}
-    assert {known[key]["prefix"] for key in keys} == set(STEPS)
-    subtract = known["subtract-4200", "R22_S11"]
-    assert subtract["group"] == "subtract-4200"
-    assert len(subtract["workers"]) == 1
-    assert known["open_visit-4200", "visit"]["resources"] == {"gather": 1}
-    assert known["await_image-4200", "R22_S11"]["resources"] == {"compute": 0}
+    keys = {(f"{step}-{visit}", label) for step in names for label in ("R22_S11", "R22_S12")}
+    delivered = {(f"deliver-{visit}", label) for label in ("R22_S11", "R22_S12")}
+    assert set(known) == keys | delivered | {(f"open_visit-{visit}", "visit")}
+    assert {known[key]["prefix"] for key in keys} == set(names)
+    associate = known[f"associate-{visit}", "R22_S11"]
+    assert associate["group"] == f"associate-{visit}"
+    assert len(associate["workers"]) == 1
+    assert known[f"open_visit-{visit}", "visit"]["resources"] == {"gather": 1}
+    assert known[f"await_image-{visit}", "R22_S11"]["resources"] == {"compute": 0}
     until(lambda: not tasks(client))  # and nothing is left when it is over
 
 
@@ -198,7 +202,7 @@ def test_past_the_deadline_what_is_unfinished_has_failed_and_the_worker_is_back(
         assert 2.0 <= time.time() - start < 4.0
         assert report == {0: "done", 2: "failed", 5: "failed"}
         failures = {d: (e.failure.step, e.failure.cause) for d, e in ends(events).items() if e.failure}
-        assert failures == {2: ("subtract", "deadline"), 5: ("await_image", "deadline")}
+        assert failures == {2: ("subtract+measure", "deadline"), 5: ("await_image", "deadline")}
         until(lambda: world.read("cancelled") == ["5"])
         expose(world, 8, *range(6))
         assert runner.start(visit_graph, 8, [0, 1, 3, 4], world).result(30) == dict.fromkeys([0, 1, 3, 4], "done")

@@ -19,6 +19,7 @@ $(VENV)/.done: requirements.txt pyproject.toml
 	$$python -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python -m apflow.operate.warm_up
 	@touch $@
 
 replay: setup

@@ -1,0 +1,48 @@
+"""Compile everything once: ``python -m apflow.operate.warm_up``, as `make setup` does.
+
+Numba compiles a function when it is first called with given types and keeps
+the result on disk. One simulated detector with one and with two snaps, through
+the real files and the real graph, meets them all, so that the first image of
+the first night does not pay for it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from apflow.graphs import alert_production
+from apflow.io.arrivals import Ingestor
+from apflow.io.ppdb import open_ppdb
+from apflow.model.ledger import State
+from apflow.operate.detector import repository_config
+from apflow.operate.prepare import open_replay, prepare, simulation_pool
+from apflow.run import EagerRunner
+from apflow.simulate.player import Player
+from apflow.simulate.scenario import Scenario, visits
+
+
+def warm_up() -> float:
+    """Process one simulated detector; returns the seconds that it took."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, simulation_pool(1) as pool:
+        for nsnaps in (1, 2):
+            root = Path(folder) / str(nsnaps)
+            scenario = Scenario(camera="comcam", nsnaps=nsnaps, nvisits=2, cadence_s=0.0, detectors=(4,))
+            open_replay(root, scenario, own=False)
+            prepare(root, scenario, pool, lambda what, done, total: None)
+            player = Player(scenario, root / "raws", root / "landing", processes=1, spread_s=0.0)
+            player.render()
+            config = repository_config(str(root))
+            with open_ppdb(config.ppdb_url, create=True), Ingestor(config.butler, player.landing):
+                for visit in visits(scenario):
+                    player.land(visit, 4)
+                    (outcome,) = EagerRunner().run(alert_production.visit, visit, [4], config)
+                    if outcome.state is not State.DONE:
+                        raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
+    return time.monotonic() - begin
+
+
+if __name__ == "__main__":
+    print(f"apflow: compiled and tried in {warm_up():.0f} s")

@@ -101,6 +101,8 @@ class Admission:
                 worker = self._free(chain) or self._by_eviction(decided) or self._over_limit(chain)
             if worker is not None:
                 decided.append(self._admit(chain, worker))
+            elif chain not in self._suspect:
+                break  # nor is there a place for those behind it
         for chain in sorted(c for c in self._outside if c not in self._ready and c not in self._suspect):
             worker = self._free(chain)
             if worker is None:

@@ -18,10 +18,10 @@ from typing import Any
 import empty_graph
 import numpy as np
 import psutil
-from apflow.cluster.in_process import in_process_cluster
-from apflow.cluster.local import local_cluster
 from distributed import Client
 
+from apflow.cluster.in_process import in_process_cluster
+from apflow.cluster.local import local_cluster
 from apflow.run import EagerRunner
 from apflow.run_dask import DaskRunner
 

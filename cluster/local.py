@@ -68,4 +68,10 @@ def local_cluster(
 
 
 def _options(warm_up: Sequence[str], **options: Any) -> dict[str, Any]:
-    return {"host": _LOOPBACK, "dashboard": False, "silence_logs": WARNING, "preload": list(warm_up), **options}
+    return {
+        "host": _LOOPBACK,
+        "dashboard": False,
+        "silence_logs": WARNING,
+        "preload": ["apflow.cluster.preload", *warm_up],
+        **options,
+    }

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apflow.cluster.local import local_cluster
 from distributed import Client, LocalCluster
 
+from apflow.cluster.in_process import in_process_cluster
+from apflow.cluster.local import local_cluster
 from apflow.model.ledger import Ended
 from apflow.run import ChainEnded, EagerRunner, GatherEnded, RunnerClosed, StepCounts
 from apflow.run_dask import DaskRunner, VisitHandle
@@ -264,3 +265,17 @@ def test_any_cluster_will_do(tmp_path: Path) -> None:
     local = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
     with local as cluster, Client(cluster) as client, DaskRunner(client, group_of=raft) as runner:
         assert runner.start(visit_graph, 7, range(4), world).result(20) == dict.fromkeys(range(4), "done")
+
+
+def test_with_a_worker_for_each_detector_all_prefetch_before_the_images(tmp_path: Path) -> None:
+    world = World(str(tmp_path))
+    with in_process_cluster(18, processes=2) as cluster, Client(cluster) as client:
+        events: list[object] = []
+        with DaskRunner(client, group_of=raft, on_event=events.append) as runner:
+            handle = runner.start(visit_graph, 7, range(18), world)
+            until(lambda: len(world.read("alive")) == 18)
+            expose(world, 7, *range(18))
+            assert handle.result(20) == dict.fromkeys(range(18), "done")
+            until(lambda: len(ends(events)) == 18)
+    workers = {r.worker for ended in ends(events).values() for r in ended.steps if r.step == "subtract"}
+    assert len(workers) == 18

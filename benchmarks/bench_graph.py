@@ -99,17 +99,20 @@ def scheduling(visits: int) -> None:
 def latency(visits: int) -> None:
     """A focal plane of workers: from the arrival of an image to the storage of its batch."""
     seconds: list[float] = []
-    with in_process_cluster(len(DETECTORS)) as cluster, Client(cluster) as client:
-        with DaskRunner(client, group_of=raft) as runner:
-            for visit in range(visits + 1):
-                ready = time.time() + 6.0  # nextVisit comes well before the images
-                rng = random.Random(visit)
-                # A raft is read out together.
-                rafts = [ready + rng.random() * READOUT_S for _ in range(len(DETECTORS) // 9)]
-                config = empty_graph.Arrivals(tuple(rafts[raft(d)] for d in DETECTORS))
-                report = runner.start(empty_graph.visit, visit, DETECTORS, config).result()
-                if visit > 0:
-                    seconds += report
+    with (
+        in_process_cluster(len(DETECTORS)) as cluster,
+        Client(cluster) as client,
+        DaskRunner(client, group_of=raft) as runner,
+    ):
+        for visit in range(visits + 1):
+            ready = time.time() + 6.0  # nextVisit comes well before the images
+            rng = random.Random(visit)
+            # A raft is read out together.
+            rafts = [ready + rng.random() * READOUT_S for _ in range(len(DETECTORS) // 9)]
+            config = empty_graph.Arrivals(tuple(rafts[raft(d)] for d in DETECTORS))
+            report = runner.start(empty_graph.visit, visit, DETECTORS, config).result()
+            if visit > 0:
+                seconds += report
     ms = 1e3 * np.array(seconds)
     for percent in (50, 98):
         say(

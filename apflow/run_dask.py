@@ -123,7 +123,7 @@ class DaskRunner:
         gather_after_s: float = 5.0,
         chains_per_worker: int = 2,
         max_attempts: int = 3,
-        fuse: bool = True,
+        fuse: bool = False,
         deadline_s: float = 300.0,
         gather_deadline_s: float = 60.0,
         step_timeout_s: float = 120.0,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from apflow import __version__
 from apflow.errors import ApflowError, BadRequest, ServiceError
@@ -25,6 +28,8 @@ EXIT_CODES = {
 }
 EXIT_BAD_REQUEST = 2
 EXIT_SERVICE = 69
+EXIT_DEFECT = 70
+EXIT_IO = 74
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -48,6 +53,22 @@ _Camera = typer.Option("--camera", help="lsstcam, comcam, decam, or the path of 
 _Filter = typer.Option("--filter", help="Physical filter or band.")
 _Ppdb = typer.Option("--ppdb", help="duckdb:///path; default: in the repository.")
 _Alerts = typer.Option("--alerts", help="file:///folder of the alert archive; default: in the repository.")
+
+
+def number[N: (int, float)](kind: type[N], low: float, high: float) -> Callable[[object], N]:
+    """A parser of numbers from `low` to `high` for an option."""
+
+    def parse(text: object) -> N:
+        try:
+            value = kind(str(text))
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"{str(text)!r} is not accepted: {what} from {low} to {high}")
+        return value
+
+    return parse
 
 
 @app.callback()
@@ -81,25 +102,42 @@ def replay(
     camera: Annotated[
         str, typer.Option(help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
     ] = "lsstcam",
-    detectors: Annotated[str, typer.Option(help="science, all, or a comma list of rafts, names and ids.")] = "science",
+    detectors: Annotated[
+        str, typer.Option(help="science, all, or a comma list of rafts (R22), names (R22_S11) and ids (94).")
+    ] = "science",
     size: Annotated[str, typer.Option(help="small (512 px cut-outs), full, or a number of pixels.")] = "small",
-    visits: Annotated[int, typer.Option(min=1, max=1000, help="Number of visits.")] = 3,
+    visits: Annotated[
+        int, typer.Option(parser=number(int, 1, 1000), metavar="N", help="Number of visits, 1 to 1000.")
+    ] = 3,
     cadence: Annotated[str, typer.Option(help="Seconds between visits, or burst.")] = "burst",
-    snaps: Annotated[int, typer.Option(min=1, max=2, help="Images a visit.")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one a core.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sky and of everything simulated.")] = 1,
+    snaps: Annotated[
+        int, typer.Option(parser=number(int, 1, 2), metavar="1|2", help="Images of each visit, combined into one.")
+    ] = 1,
+    workers: Annotated[
+        int, typer.Option(parser=number(int, 0, 1000), metavar="N", help="Worker processes; 0 for one a core.")
+    ] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(parser=number(int, 0, 10**9), metavar="S", help="Seed of the sky and of everything simulated."),
+    ] = 1,
     physical_filter: Annotated[str, _Filter] = "r",
     butler: Annotated[str, typer.Option(help="Repository to make or continue; default: in the report's folder.")] = "",
     ppdb: Annotated[str, _Ppdb] = "",
     alerts: Annotated[str, _Alerts] = "",
     report: Annotated[Path, typer.Option(help="Folder of the report and its tables.")] = Path("replay"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary there as JSON.")] = None,
-    image_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an image.")] = 120.0,
+    image_timeout: Annotated[
+        float, typer.Option(parser=number(float, 0.1, 86_400), metavar="SECONDS", help="How long to wait for an image.")
+    ] = 120.0,
 ) -> None:
     """Simulate visits of a whole focal plane and process them end to end, with no server.
 
+    A replay that was interrupted continues when the same command is given again. Without --butler a replay that is
+    finished, or another, makes room for the new one; with --butler more --visits may follow those that are done.
+
     Example: apflow replay --camera comcam --visits 2 --report my-replay
     """
+    from apflow.operate.interrupts import interruptible
     from apflow.operate.replay import Request, run_replay
 
     request = Request(
@@ -119,7 +157,11 @@ def replay(
         json_file=json_file,
         image_timeout_s=image_timeout,
     )
-    run_replay(request, Console())
+    try:
+        with interruptible():
+            run_replay(request, Console())
+    except KeyboardInterrupt:
+        _fail("interrupted; what was stored is consistent, and the same command continues", EXIT_INTERRUPTED)
 
 
 @app.command()
@@ -140,9 +182,17 @@ def init(
 @app.command()
 def detector(
     ccd: Annotated[str, typer.Argument(help="CCD name or id, such as R22_S11 or 94.")],
-    ra: Annotated[float, typer.Option(help="Boresight right ascension, ICRS degrees.")],
-    dec: Annotated[float, typer.Option(help="Boresight declination, ICRS degrees.")],
-    exptime: Annotated[float, typer.Option(help="Expected exposure time, seconds.")],
+    ra: Annotated[
+        float,
+        typer.Option(parser=number(float, 0, 360), metavar="DEG", help="Boresight right ascension, ICRS degrees."),
+    ],
+    dec: Annotated[
+        float, typer.Option(parser=number(float, -90, 90), metavar="DEG", help="Boresight declination, ICRS degrees.")
+    ],
+    exptime: Annotated[
+        float,
+        typer.Option(parser=number(float, 0, 3600), metavar="SECONDS", help="Expected exposure time of an image."),
+    ],
     butler: Annotated[str, typer.Option(help="Butler repository.")],
     image: Annotated[list[str], typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")],
     physical_filter: Annotated[
@@ -150,12 +200,16 @@ def detector(
     ] = "",
     ppdb: Annotated[str, _Ppdb] = "",
     alerts: Annotated[str, _Alerts] = "",
-    timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the images.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(parser=number(float, 0, 86_400), metavar="SECONDS", help="How long to wait for the images.")
+    ] = 120.0,
 ) -> None:
     """Process one CCD of one visit in this process (DMTN-092 section 2.2).
 
+    A detector-visit that was done before is left as it is; one that ended otherwise is tried again.
+
     Exit codes: 0 done, 1 failed, 2 bad request, 20 no template, 21 no calib, 22 cancelled, 65 bad data, 69 a
-    service is not there, 75 no image in time.
+    service is not there, 70 a defect, 74 input or output failed, 75 no image in time, 130 interrupted.
 
     Example: apflow detector R22_S11 --ra 150.1 --dec 2.2 --exptime 30 --butler replay/butler
     --image MC_O_20261122_000001
@@ -198,19 +252,38 @@ def graph_show() -> None:
 
 
 def main() -> None:
-    """Run the command; a deliberate error is one line and an exit code, never a traceback."""
+    """Run the command; what goes wrong is one line and an exit code, a traceback only where it is a defect."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(_usage(error), EXIT_BAD_REQUEST)
     except BadRequest as error:
         _fail(error, EXIT_BAD_REQUEST)
     except ServiceError as error:
         _fail(error, EXIT_SERVICE)
     except ApflowError as error:
         _fail(error, EXIT_CODES.get(State(error.state), 1))
-    except KeyboardInterrupt:
-        _fail("interrupted; what was stored is consistent, and the same command continues", EXIT_INTERRUPTED)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_IO)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"a defect of apflow, see above: {type(error).__name__}: {error}", EXIT_DEFECT)
+    if code == EXIT_INTERRUPTED:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: object, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+def _usage(error: typer.TyperException) -> str:
+    """What was wrong with the words of the command line, and where the right ones are."""
+    context = getattr(error, "ctx", None)
+    line: str = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(line)
+        line = "no command was given"
+    return f"{line.rstrip('.')}; see: {context.command_path if context else 'apflow'} --help"
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble(("error:", "bold red"), " ", " ".join(str(error).split())), soft_wrap=True)
     sys.exit(code)

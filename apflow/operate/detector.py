@@ -6,15 +6,19 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from apflow.config import Config, load_config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
+from apflow.io.alerts.archive import archive_root
 from apflow.io.arrivals import await_named_images
 from apflow.io.fits import read_info
+from apflow.io.ppdb import Ppdb, open_ppdb
 from apflow.model import ids
-from apflow.model.camera import load_camera
+from apflow.model.camera import Camera, Detector, load_camera
 from apflow.model.exposure import ImageInfo
-from apflow.model.ledger import Outcome
+from apflow.model.ledger import Outcome, State
 from apflow.model.sky import separation_arcsec
 from apflow.model.visit import Visit
 from apflow.run import EagerRunner
@@ -45,21 +49,23 @@ def process_detector(
     Returns
     -------
     outcome : `Outcome`
-        How the detector-visit ended.
+        How the detector-visit ended; one that was done before is left as it is.
 
     Raises
     ------
     BadRequest
         An argument is not acceptable.
     """
+    if not timeout_s >= 0:
+        raise BadRequest(f"timeout {timeout_s} s is not accepted: 0 or more")
     config = repository_config(butler, ppdb, alerts, timeout_s)
     camera = load_camera(config.camera, config.size)
     detector = camera.detector(ccd)
-    names = [ids.parse_image_name(name) for name in images]
+    exposures = _exposures(images, camera, detector)
     announced = camera.filter(physical_filter) if physical_filter else None
     visit = Visit(
         instrument=camera.instrument,
-        visit=names[0].exposure,
+        visit=exposures[0],
         group="",
         ra_deg=ra_deg,
         dec_deg=dec_deg,
@@ -67,16 +73,83 @@ def process_detector(
         physical_filter=announced.physical_filter if announced else "",
         band=announced.band if announced else "",
         exposure_time_s=exposure_time_s,
-        images=tuple(ids.image_name(n.exposure, camera.image_prefix) for n in names),
+        images=tuple(ids.image_name(exposure, camera.image_prefix) for exposure in exposures),
     )
-    path = await_named_images(config.butler, camera.instrument, visit.images, detector.id, timeout_s)
-    visit = _with_header(visit, read_info(path))
-    outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [detector.id], config)
+    with open_ppdb(config.ppdb_url, create=True) as database:
+        for outcome in outcomes_of(database):
+            if (outcome.visit, outcome.detector, outcome.state) == (visit.visit, detector.id, State.DONE):
+                return outcome  # stored and announced: again would only leave the same alerts in the archive twice
+        path = await_named_images(config.butler, camera.instrument, visit.images, detector.id, timeout_s)
+        visit = _with_header(visit, read_info(path))
+        outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [detector.id], config)
     return outcomes[0]
+
+
+def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
+    """What the ledger of a PPDB says of the detector-visits that came to an end."""
+    ledger = ppdb.ledger()
+    ended = ledger[ledger["state"].isin([str(state) for state in State])]
+    return [
+        Outcome(
+            row["instrument"],
+            int(row["visit"]),
+            int(row["detector"]),
+            State(row["state"]),
+            cause=row["cause"] or "",
+            step=row["step"] or "",
+            n_sources=int(row["n_sources"]),
+            n_alerts=int(row["n_alerts"]),
+            arrived_unix=_time(row["arrived_unix"]),
+            stored_unix=_time(row["stored_unix"]),
+            published_unix=_time(row["published_unix"]),
+        )
+        for row in ended.to_dict("records")
+    ]
+
+
+def _time(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _exposures(images: tuple[str, ...], camera: Camera, detector: Detector) -> list[int]:
+    """Exposure ids of image names, which must be of this camera, of this detector if of any, and differ."""
+    form = f"{camera.image_prefix}_YYYYMMDD_NNNNNN"
+    exposures = []
+    for name in images:
+        parts = ids.parse_image_name(name)
+        if not name.startswith(camera.image_prefix):
+            raise BadRequest(f"image {name!r} is not one of {camera.instrument}; accepted: {form}")
+        if parts.detector not in (None, detector.name):
+            raise BadRequest(f"image {name!r} is not one of {detector.name}; accepted: {form}[_{detector.name}]")
+        exposures.append(parts.exposure)
+    if len(set(exposures)) != len(images) or not 1 <= len(images) <= 2:
+        raise BadRequest(f"images {' '.join(images)} are not accepted: one, or the two snaps of a visit")
+    return exposures
+
+
+def check_urls(ppdb: str, alerts: str) -> None:
+    """Whether the URLs of a PPDB and of an alert archive, where given, can be used.
+
+    Raises
+    ------
+    BadRequest
+        They cannot.
+    """
+    if ppdb:
+        scheme, _, path = ppdb.partition("://")
+        if scheme != "duckdb" or not path.startswith("/"):
+            raise BadRequest(f"PPDB {ppdb!r} is not accepted: duckdb:///absolute/path")
+        if not Path(path).parent.is_dir():
+            raise BadRequest(f"PPDB {ppdb!r}: there is no folder {Path(path).parent}")
+    if alerts:
+        root = archive_root(alerts)
+        if root.exists() and not root.is_dir():
+            raise BadRequest(f"alert archive {alerts!r}: {root} is not a folder")
 
 
 def repository_config(butler: str, ppdb: str = "", alerts: str = "", timeout_s: float | None = None) -> Config:
     """The configuration that `apflow init` left in a repository, with a few values replaced."""
+    check_urls(ppdb, alerts)
     path = Path(butler) / "apflow.toml"
     if not path.is_file():
         raise BadRequest(f"no Butler repository of apflow in {butler!r}; make one with: apflow init {butler}")

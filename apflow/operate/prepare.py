@@ -10,17 +10,21 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from apflow.errors import BadRequest
+from apflow.io.atomic import atomic
 from apflow.io.butler import Repository, create_repository
 from apflow.io.fits import write_exposure, write_image
 from apflow.model.region import Region
 from apflow.model.skymap import Cell
+from apflow.operate.interrupts import deaf_children
 from apflow.simulate.calibs import render_calibs
 from apflow.simulate.reference import reference_catalog
 from apflow.simulate.scenario import Scenario
@@ -29,6 +33,11 @@ from apflow.simulate.templates import cells, render_cell, skymap
 _KINDS = ("bias", "dark", "flat", "defects")
 #: Calibs hold for this long around the replay, days.
 _VALIDITY_DAYS = 30.0
+_RECORD = "replay.json"
+#: What a user calls it.
+_SPOKEN = {"nvisits": "--visits", "nsnaps": "--snaps", "cadence_s": "--cadence", "physical_filter": "--filter"} | {
+    name: f"--{name}" for name in ("camera", "size", "seed", "detectors")
+}
 Progress = Callable[[str, int, int], None]
 
 
@@ -39,14 +48,67 @@ def simulation_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         os.environ.setdefault(name, "1")
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         os.environ.setdefault(name, str(2**29))  # images come and go: returning each to the system costs CPU
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     try:
+        with deaf_children():
+            for _ in range(processes):
+                pool.submit(os.getpid)  # a pool starts its processes as work comes in
         yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()  # nobody wants what they are at, and a full CCD takes long
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def open_replay(root: Path, scenario: Scenario, *, own: bool) -> bool:
+@dataclass(frozen=True)
+class Record:
+    """What a repository was made for and how far it is, kept in the repository itself.
+
+    Attributes
+    ----------
+    scenario : `dict`
+        The `Scenario`.
+    ppdb : `str`
+        URL of the PPDB.
+    prepared : `bool`
+        Whether calibs, templates and reference stars are there.
+    rendered : `int`
+        Visits whose raw images were made.
+    finished : `bool`
+        Whether all visits were processed and reported.
+    """
+
+    scenario: dict[str, Any]
+    ppdb: str = ""
+    prepared: bool = False
+    rendered: int = 0
+    finished: bool = False
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Record:
+        """That of a new repository."""
+        return cls({**dataclasses.asdict(scenario), "detectors": list(scenario.detectors)})
+
+    @classmethod
+    def read(cls, root: Path) -> Record | None:
+        """That of a repository; None where it is not a replay's."""
+        try:
+            return cls(**json.loads((root / _RECORD).read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError) as error:
+            raise BadRequest(f"{root / _RECORD} is not the record of a replay; give another --butler") from error
+
+    def write(self, root: Path) -> None:
+        """Write it down."""
+        with atomic(root / _RECORD) as file:
+            file.write(json.dumps(dataclasses.asdict(self)).encode())
+
+
+def open_replay(root: Path, scenario: Scenario, *, own: bool) -> Record:
     """Make the repository of a replay, or find the one to continue.
 
     Parameters
@@ -59,50 +121,41 @@ def open_replay(root: Path, scenario: Scenario, *, own: bool) -> bool:
 
     Returns
     -------
-    prepared : `bool`
-        Whether calibs, templates and reference stars are there already.
+    record : `Record`
+        How far it is; what it was made for is now `scenario`.
 
     Raises
     ------
     BadRequest
         The folder holds something else, or a replay of another scenario.
     """
-    record = root / "replay.json"
-    if record.is_file():
-        found = json.loads(record.read_text())
-        if own and (found["finished"] or not _continues(found["scenario"], scenario)):
-            shutil.rmtree(root)
-        elif not _continues(found["scenario"], scenario):
-            raise BadRequest(
-                f"{root} holds a replay of another scenario ({found['scenario']}); "
-                "accepted: the same camera, size, seed, filter, snaps and detectors, or another --butler"
-            )
-        else:
-            return bool(found["prepared"])
-    elif root.exists() and any(root.iterdir()):
-        raise BadRequest(f"{root} is not a replay's repository and not empty; give another --butler")
+    found, new = Record.read(root), Record.of(scenario)
+    if found is not None:
+        difference = _difference(found.scenario, new.scenario)
+        if difference and not own:
+            raise BadRequest(f"{root} holds another replay: {difference}; or give another --butler")
+        if found.prepared and not difference and not (own and found.finished):
+            record = dataclasses.replace(found, scenario=new.scenario)
+            record.write(root)
+            return record
+        # Nothing was processed yet, or it is the replay's own: made anew.
+        shutil.rmtree(root)
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise BadRequest(f"{root} is not a replay's repository, nor an empty folder; give another --butler")
     create_repository(root, scenario.camera, scenario.size)
-    record_replay(root, scenario, prepared=False, finished=False)
-    return False
+    new.write(root)
+    return new
 
 
-def record_replay(root: Path, scenario: Scenario, *, prepared: bool, finished: bool) -> None:
-    """Write down what a repository was made for and how far it is."""
-    text = json.dumps({"scenario": _plain(scenario), "prepared": prepared, "finished": finished})
-    temporary = root / "replay.json.new"
-    temporary.write_text(text)
-    temporary.replace(root / "replay.json")
-
-
-def _plain(scenario: Scenario) -> dict[str, Any]:
-    return {**dataclasses.asdict(scenario), "detectors": list(scenario.detectors)}
-
-
-def _continues(found: dict[str, Any], scenario: Scenario) -> bool:
-    """The same but for how many visits there are and how fast they come."""
-    free = {"nvisits", "cadence_s"}
-    plain = _plain(scenario)
-    return all(plain[k] == found.get(k) for k in plain if k not in free)
+def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Why a replay cannot continue as another, empty where it can; there may be more visits than before."""
+    for key, value in asked.items():
+        if key == "nvisits" and value >= found[key]:
+            continue
+        if found.get(key) != value:
+            more = " or more" if key == "nvisits" else ""
+            return f"its {_SPOKEN.get(key, key)} is {found.get(key)!r}{more}, asked for was {value!r}"
+    return ""
 
 
 def prepare(root: Path, scenario: Scenario, pool: ProcessPoolExecutor, progress: Progress) -> None:
@@ -124,7 +177,6 @@ def prepare(root: Path, scenario: Scenario, pool: ProcessPoolExecutor, progress:
     band = scenario.load_filter().band
     repository.ingest_templates(files, grid, band)
     repository.ingest_reference(_reference(scenario, band))
-    record_replay(root, scenario, prepared=True, finished=False)
 
 
 def _prepare_calibs(
@@ -148,7 +200,12 @@ def _watched(futures: dict[Future[Any], Any], what: str, progress: Progress) -> 
 
 def _calibs(scenario: Scenario, detector: int, folder: Path) -> dict[str, str]:
     made = render_calibs(scenario, detector)
-    planes = {"bias": made.bias, "dark": made.dark, "flat": made.flat, "defects": made.defects.astype(np.uint8)}
+    planes: dict[str, NDArray[Any]] = {
+        "bias": made.bias,
+        "dark": made.dark,
+        "flat": made.flat,
+        "defects": made.defects.astype(np.uint8),
+    }
     paths = {}
     for kind, plane in planes.items():
         path = folder / f"{kind}_{detector:03d}.fits"

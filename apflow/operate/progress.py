@@ -110,4 +110,4 @@ class ReplayProgress:
             for step, row in steps.items():
                 table.add_row(step, *(str(row.get(state, 0)) for state in ("waiting", "running", "done")))
             line = f"alerts published {self._alerts}   detectors failed {self._failed}"
-        return Group(self._bars, *([table, line] if steps else []))
+        return Group(self._bars, table, line) if steps else Group(self._bars)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ from apflow.config import Config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
-from apflow.io.ppdb import Ppdb, open_ppdb
+from apflow.io.ppdb import open_ppdb
 from apflow.model.camera import Camera, load_camera
-from apflow.model.ledger import Outcome, State, StepRecord
+from apflow.model.ledger import Outcome, StepRecord
 from apflow.model.visit import Visit
-from apflow.operate.detector import repository_config
+from apflow.operate.detector import check_urls, outcomes_of, repository_config
+from apflow.operate.interrupts import deaf_children
 from apflow.operate.meter import Meter
-from apflow.operate.prepare import open_replay, prepare, record_replay, simulation_pool
+from apflow.operate.prepare import Record, open_replay, prepare, simulation_pool
 from apflow.operate.progress import ReplayProgress
 from apflow.operate.report import write_report
 from apflow.operate.report_console import print_tables
@@ -41,6 +44,9 @@ from apflow.simulate.score import score
 _WARM_UP = ("apflow.graphs.alert_production",)
 #: The pixel chain of a full CCD needs less; beyond it a worker is restarted.
 _WORKER_MEMORY = "6GiB"
+#: Cores that this process may use, and the most workers that make sense on them.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MAX_WORKERS = max(16, 4 * CORES)
 
 
 @dataclass(frozen=True)
@@ -75,42 +81,85 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     summary : `dict`
         What ``--json`` writes; see `apflow.operate.summary.summarise`.
     """
-    begin = time.monotonic()
+    begin, since_unix = time.monotonic(), time.time()
     camera = load_camera(request.camera, request.size)
     scenario = _scenario(request, camera)
+    workers = request.workers or CORES
+    _check(request)
     root = Path(request.butler) if request.butler else request.report / "butler"
+    record = open_replay(root, scenario, own=not request.butler)
     request.report.mkdir(parents=True, exist_ok=True)
-    prepared = open_replay(root, scenario, own=not request.butler)
-    config = _config(root, request)
-    workers = request.workers or os.cpu_count() or 1
+    config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
 
     with open_ppdb(config.ppdb_url, create=True) as ppdb, ReplayProgress(console, camera) as progress:
-        done = _done_before(ppdb)
-        with simulation_pool(workers) as pool:
-            if not prepared:
-                prepare(root, scenario, pool, progress.simulated)
-            player = Player(scenario, root / "simulated" / "raws", root / "landing", workers)
-            truth = player.render(lambda n, total: progress.simulated("raw images", n, total))
-        todo = _todo(scenario, done)
-        result = _process(player, todo, config, camera, workers, progress)
+        if record.ppdb != config.ppdb_url and len(ppdb.ledger()):
+            raise BadRequest(f"PPDB {config.ppdb_url!r} holds visits that are not of this replay; accepted: a new one")
+        player = Player(scenario, root / "simulated" / "raws", root / "landing")
+        record = dataclasses.replace(record, ppdb=config.ppdb_url)
+        record, truth = _simulate(record, root, player, min(workers, len(scenario.detectors)), progress)
+        expected = [(v.visit, d) for v in visits(scenario) for d in scenario.detectors]
+        done = {(o.visit, o.detector): o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)}
+        result = _process(player, _todo(scenario, done), config, camera, workers, progress)
         outcomes = [*done.values(), *result.outcomes]
         tables = {name: ppdb.table(name) for name in ("DiaSource", "DiaObject", "outbox")}
-    record_replay(root, scenario, prepared=True, finished=True)
 
-    expected = [(v.visit, d) for v in visits(scenario) for d in scenario.detectors]
     summary = summarise(
         outcomes,
         len(expected),
         score(truth, tables["DiaSource"], expected),
+        processed=len(result.outcomes),
+        since_unix=since_unix,
         gathers=result.gathers,
         meter=result.meter,
         wall_s=time.monotonic() - begin,
         seed=request.seed,
     )
     _write(request, scenario, camera, config, summary, outcomes, truth, tables)
+    dataclasses.replace(record, finished=True).write(root)
     print_tables(summary, console)
-    console.print(f"report: {request.report / 'report.html'}")
+    console.print(f"report: {request.report / 'report.html'}", soft_wrap=True)
     return summary
+
+
+def _check(request: Request) -> None:
+    """Refuse now what would fail after minutes.
+
+    Raises
+    ------
+    BadRequest
+        An output cannot be written.
+    """
+    check_urls(request.ppdb, request.alerts)
+    if not 0 <= request.workers <= MAX_WORKERS:
+        raise BadRequest(f"--workers {request.workers} is not accepted: 0 (one a core) to {MAX_WORKERS}")
+    folders = {"--report": request.report}
+    if request.json_file:
+        folders["--json"] = request.json_file.absolute().parent
+        if request.json_file.is_dir() or not folders["--json"].is_dir():
+            raise BadRequest(f"--json {request.json_file} is not accepted: a file in a folder that exists")
+    for option, folder in folders.items():
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise BadRequest(f"{option} {folder} is not accepted: {there} is not a folder that can be written to")
+
+
+def _simulate(
+    record: Record, root: Path, player: Player, processes: int, progress: ReplayProgress
+) -> tuple[Record, pd.DataFrame]:
+    """Make what is not there yet: calibs, templates, reference stars, raw images; gives the truth, too."""
+    scenario, kept = player.scenario, root / "simulated" / "truth.parquet"
+    if record.rendered >= scenario.nvisits and kept.is_file():
+        return record, pd.read_parquet(kept)
+    with simulation_pool(processes) as pool:
+        if not record.prepared:
+            prepare(root, scenario, pool, progress.simulated)
+            record = dataclasses.replace(record, prepared=True)
+            record.write(root)
+        truth = player.render(lambda n, total: progress.simulated("raw images", n, total), pool)
+    truth.to_parquet(kept)
+    record = dataclasses.replace(record, rendered=scenario.nvisits)
+    record.write(root)
+    return record, truth
 
 
 @dataclass(frozen=True)
@@ -144,8 +193,7 @@ def _process(
         return Processed((), (), Meter())
     timing = config.timing
     with (
-        local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=_WARM_UP) as cluster,
-        Client(cluster, set_as_default=False) as client,
+        _cluster(workers) as client,
         Ingestor(config.butler, player.landing),
         DaskRunner(
             client,
@@ -171,6 +219,18 @@ def _process(
     return Processed(tuple(outcomes), tuple(gathers), meter)
 
 
+@contextlib.contextmanager
+def _cluster(workers: int) -> Iterator[Client]:
+    """A local cluster whose processes leave Ctrl-C to this one."""
+    with contextlib.ExitStack() as stack:
+        with deaf_children():
+            cluster = stack.enter_context(
+                local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=_WARM_UP)
+            )
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
+
+
 def _deadline_s(config: Config, n_visits: int, n_detectors: int, workers: int) -> float:
     """A generous limit, so that a replay on a small machine is slow rather than incomplete."""
     per_detector = 2.0 if config.size else 30.0
@@ -188,31 +248,6 @@ def _scenario(request: Request, camera: Camera) -> Scenario:
         cadence_s=request.cadence_s,
         detectors=camera.select(request.detectors),
     )
-
-
-def _config(root: Path, request: Request) -> Config:
-    config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
-    if request.ppdb and not request.ppdb.startswith("duckdb:///"):
-        raise BadRequest(f"--ppdb {request.ppdb!r} is not accepted: duckdb:///absolute/path")
-    return config
-
-
-def _done_before(ppdb: Ppdb) -> dict[tuple[int, int], Outcome]:
-    """Detector-visits that an interrupted replay finished."""
-    done = {}
-    for row in ppdb.ledger().to_dict("records"):
-        if row["state"] in set(State):
-            key = int(row["visit"]), int(row["detector"])
-            done[key] = Outcome(
-                row["instrument"],
-                *key,
-                State(row["state"]),
-                cause=row["cause"] or "",
-                step=row["step"] or "",
-                n_sources=int(row["n_sources"]),
-                n_alerts=int(row["n_alerts"]),
-            )
-    return done
 
 
 def _todo(scenario: Scenario, done: dict[tuple[int, int], Outcome]) -> dict[int, tuple[int, ...]]:

@@ -26,6 +26,8 @@ def summarise(
     expected: int,
     score: Mapping[str, Any],
     *,
+    processed: int,
+    since_unix: float,
     gathers: Sequence[StepRecord],
     meter: Meter,
     wall_s: float,
@@ -41,6 +43,12 @@ def summarise(
         Visits times detectors; the states must add up to it.
     score : mapping
         From `apflow.simulate.score.score`.
+    processed : `int`
+        Detector-visits that this run processed; a run that continues another
+        found the rest done.
+    since_unix : `float`
+        When the run began: images that came before waited for it, which is no
+        latency.
     gathers : sequence of `StepRecord`
         Steps of visits and batches, which are no detector's own.
     meter : `Meter`
@@ -58,9 +66,9 @@ def summarise(
         "detector_visits": {"expected": expected, **{str(s): states.get(str(s), 0) for s in State}},
         "score": dict(score),
         "alerts": sum(o.n_alerts for o in outcomes),
-        "latency_s": latencies(outcomes),
-        "stages": stages(outcomes, gathers, expected),
-        "core_s_per_detector": meter.core_s / max(expected, 1),
+        "latency_s": latencies([o for o in outcomes if (o.arrived_unix or 0.0) >= since_unix]),
+        "stages": stages(outcomes, gathers, processed),
+        "core_s_per_detector": meter.core_s / max(processed, 1),
         "driver_core_s": meter.driver_core_s,
         "peak_rss_mib": meter.peak_rss_mib,
         "wall_s": wall_s,
@@ -98,7 +106,7 @@ def latencies(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     return {"p50": float(p50), "p95": float(p95), "p98": float(p98), "max": float(max(values))}
 
 
-def stages(outcomes: Sequence[Outcome], gathers: Sequence[StepRecord], expected: int) -> dict[str, dict[str, float]]:
+def stages(outcomes: Sequence[Outcome], gathers: Sequence[StepRecord], processed: int) -> dict[str, dict[str, float]]:
     """By step: CPU seconds in all and a detector-visit, wall seconds of one run by percentile."""
     by_step: dict[str, list[tuple[float, float]]] = {}
     for record in [*(r for o in outcomes for r in o.steps), *gathers]:
@@ -109,7 +117,7 @@ def stages(outcomes: Sequence[Outcome], gathers: Sequence[StepRecord], expected:
         p50, p95, p98 = np.percentile(wall, [50, 95, 98])
         table[step] = {
             "core_s": float(core.sum()),
-            "core_s_per_detector": float(core.sum()) / max(expected, 1),
+            "core_s_per_detector": float(core.sum()) / max(processed, 1),
             "p50_s": float(p50),
             "p95_s": float(p95),
             "p98_s": float(p98),

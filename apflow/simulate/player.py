@@ -73,13 +73,17 @@ class Player:
     troubles: tuple[Trouble, ...] = ()
     spread_s: float = 2.0
 
-    def render(self, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+    def render(
+        self, progress: Callable[[int, int], None] | None = None, pool: ProcessPoolExecutor | None = None
+    ) -> pd.DataFrame:
         """Make all raw images.
 
         Parameters
         ----------
         progress : callable, optional
             Called with the number of raw images made and to be made.
+        pool : `concurrent.futures.ProcessPoolExecutor`, optional
+            Processes to use; default: `processes` new ones.
 
         Returns
         -------
@@ -88,19 +92,21 @@ class Player:
             with two snaps a change is good if it is in both.
         """
         self.staging.mkdir(parents=True, exist_ok=True)
+        if pool is None:
+            with ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
+                return self.render(progress, pool)
         total = len(self.scenario.detectors) * self.scenario.nvisits * self.scenario.nsnaps
         done, tables = 0, []
-        with ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
-            jobs = [pool.submit(_render_detector, self, detector) for detector in self.scenario.detectors]
-            try:
-                for job in as_completed(jobs):
-                    tables.append(job.result())
-                    done += self.scenario.nvisits * self.scenario.nsnaps
-                    if progress:
-                        progress(done, total)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        jobs = [pool.submit(_render_detector, self, detector) for detector in self.scenario.detectors]
+        try:
+            for job in as_completed(jobs):
+                tables.append(job.result())
+                done += self.scenario.nvisits * self.scenario.nsnaps
+                if progress:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return pd.concat(tables).sort_values(["visit", "detector", "truth_id"], ignore_index=True)
 
     def play(

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from apflow.errors import BadRequest, DataError
 from apflow.model.exposure import Exposure, ImageInfo, Mask
-from apflow.model.psf import Psf
 from apflow.model.wcs import Wcs, fit_wcs
+from apflow.operate.any_psf import estimate_psf
 from apflow.pixels.convolve import grow
 from apflow.pixels.cosmics import find_cosmic_rays
 from apflow.pixels.planes import unusable
-from apflow.pixels.psf import fit_psf
-from apflow.pixels.stars import find_stars, stellar_locus
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -36,9 +34,6 @@ _ZERO_POINTS = ("MAGZERO", "MAGZPT", "ZEROPNT", "PHOTZP", "MAGZP", "ZP_AB")
 _AB_NJY = 10 ** (31.4 / 2.5)
 #: A plateau of this many pixels at the top of the range is saturation.
 _PLATEAU = 4
-#: PSF taken where there are no stars, FWHM in pixels.
-_USUAL_FWHM = 3.0
-_FEWEST_STARS = 3
 
 
 def read(path: Path) -> Exposure:
@@ -166,7 +161,7 @@ def _calibrated(exposure: Exposure, header: Mapping[str, Any]) -> Exposure:
 
 
 def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
-    """Subtract the sky, estimate the noise and take the PSF from the stars.
+    """Subtract the sky and estimate the noise.
 
     Parameters
     ----------
@@ -195,10 +190,13 @@ def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
             gain = level / noise**2 if level > 3 * noise else np.inf
         variance = np.maximum(sky.rms(dtype=np.float32), 0.1 * noise) ** 2 + np.maximum(image, 0) / np.float32(gain)
     variance = np.where(np.isfinite(variance) & (variance > 0), variance, noise**2).astype(np.float32)
-    cleaned = dataclasses.replace(exposure, image=image, variance=variance)
-    psf, fwhm = psf_of(cleaned)
-    summary = {"sky": level, "sky_noise": noise, "psf_fwhm_px": fwhm}
-    return dataclasses.replace(cleaned, psf=psf, summary=summary)
+    return dataclasses.replace(exposure, image=image, variance=variance, summary={"sky": level, "sky_noise": noise})
+
+
+def with_psf(exposure: Exposure, other: Exposure) -> Exposure:
+    """The exposure with a PSF from what it and the other image of the same sky show; psf_fwhm_px in its summary."""
+    psf, fwhm = estimate_psf(exposure, other)
+    return dataclasses.replace(exposure, psf=psf, summary={**exposure.summary, "psf_fwhm_px": fwhm})
 
 
 def without_cosmic_rays(exposure: Exposure, other: Exposure) -> Exposure:
@@ -211,22 +209,3 @@ def without_cosmic_rays(exposure: Exposure, other: Exposure) -> Exposure:
     mask = exposure.mask.copy()
     mask[hits] |= Mask.CR
     return dataclasses.replace(exposure, mask=mask)
-
-
-def psf_of(exposure: Exposure) -> tuple[Psf, float]:
-    """PSF of an image from its stars, and its FWHM in pixels; a Gaussian of the sources' width when they are few."""
-    found = find_stars(exposure, 15.0)
-    fwhm = _USUAL_FWHM
-    if len(found) >= _FEWEST_STARS:
-        stars = found[stellar_locus(found)]
-        fwhm = float(stars["fwhm"].median())
-        try:
-            psf = fit_psf(exposure, stars, order=1)
-        except DataError:
-            pass
-        else:
-            return psf, fwhm
-    half = int(np.ceil(3 * fwhm))
-    v, u = np.mgrid[-half : half + 1, -half : half + 1]
-    image = np.exp(-(u**2 + v**2) / 2 / (fwhm / 2.3548) ** 2)
-    return Psf((image / image.sum())[None], exposure.shape), fwhm

@@ -69,6 +69,7 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
     first, second = any_fits.read(Path(science)), any_fits.read(Path(template))
     second = _aligned(first, second, science, template)
     prepared, matched = any_fits.prepare(first), any_fits.prepare(second)
+    prepared, matched = any_fits.with_psf(prepared, matched), any_fits.with_psf(matched, prepared)
     prepared, matched = (
         any_fits.without_cosmic_rays(prepared, matched),
         any_fits.without_cosmic_rays(matched, prepared),

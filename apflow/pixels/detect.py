@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from apflow.model.psf import Psf
 from apflow.pixels.convolve import convolve
 from apflow.pixels.forced import psf_flux, psf_stack
 from apflow.pixels.planes import EDGE, bad_bits, unusable
+from apflow.pixels.stamps import find_peaks
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -26,6 +28,9 @@ I8 = NDArray[np.int64]
 _DIPOLE_FWHM, _DIPOLE_RATIO = 1.6, 0.3
 #: Part of a bright neighbour's S/N that its own PSF model may leave about it.
 _MODEL_ERROR = 0.08
+#: Peak S/N from which a subtracted star's residuals are looked for, and the part of its wing, which
+#: falls with the cube of the distance, and of its light that they may be.
+_BLINDING, _WING_ERROR, _LIGHT_ERROR = 300.0, 0.15, 0.15
 #: Half-side of the window within which a footprint is traced, pixels.
 _WINDOW = 50
 COLUMNS = ("x", "y", "snr", "isNegative", "isDipole", "x0", "y0", "x1", "y1", "npix")
@@ -36,7 +41,10 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
 
     Peaks that a brighter source's PSF explains are dropped. A close pair of
     opposite signs, as a registration error leaves at a bright star, is one
-    source with isDipole set.
+    source with isDipole set. All the peaks that a star of hundreds of sigma
+    leaves about itself when it moves, varies or has not quite the others'
+    PSF are one source, too: the strongest of them, or where both signs are
+    alike a dipole in the star's place with the strongest's S/N.
 
     Parameters
     ----------
@@ -75,6 +83,7 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
     boxes = _footprints(filtered, exposure.variance, power, np.float32(threshold), x, y)
     columns = (x, y, snr, snr < 0, dipole, *boxes.T)
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+    table = _patterns_as_one(table, difference, threshold)
     return table.sort_values(["y", "x"], kind="stable", ignore_index=True)
 
 
@@ -152,6 +161,40 @@ def _separate(x: I8, y: I8, snr: F8, psf: Psf, threshold: float) -> tuple[NDArra
         needed = max(threshold, _MODEL_ERROR * float(halo.max(initial=0.0)))
         keep[i] = (snr[i] - explained) * np.sign(snr[i]) >= needed
     return keep, dipole
+
+
+def _patterns_as_one(peaks: pd.DataFrame, difference: Difference, threshold: float) -> pd.DataFrame:
+    """The peaks, those of both signs about a very bright star replaced by one."""
+    matched, psf = difference.matched, difference.exposure.psf
+    assert psf is not None
+    if len(peaks) < 2:
+        return peaks
+    xs, ys, snr = find_peaks(matched.image, matched.variance, unusable(matched.mask), 2, _BLINDING)
+    fwhm = psf.fwhm_px()
+    x, y = peaks["x"].to_numpy(np.int64), peaks["y"].to_numpy(np.int64)
+    noise = np.sqrt(difference.exposure.variance[y, x] / (psf.centre() ** 2).sum())
+    flux = np.abs(peaks["snr"].to_numpy()) * noise
+    negative = peaks["isNegative"].to_numpy(bool)
+    free = np.ones(len(peaks), np.bool_)
+    stars: list[dict[Any, Any]] = []
+    for i in np.argsort(-snr, kind="stable"):
+        light = float(matched.image[ys[i], xs[i]]) / float(psf.centre().max())
+        reach = fwhm * (_WING_ERROR * snr[i] / threshold) ** (1 / 3)
+        about = free & (np.hypot(x - xs[i], y - ys[i]) < reach) & (flux < _LIGHT_ERROR * light)
+        if negative[about].any() and (~negative[about]).any():
+            free &= ~about
+            stars.append(_as_one(peaks[about], int(xs[i]), int(ys[i])))
+    return pd.concat([peaks[free], pd.DataFrame(stars)], ignore_index=True) if stars else peaks
+
+
+def _as_one(pattern: pd.DataFrame, x: int, y: int) -> dict[Any, Any]:
+    """Peaks as a row with the box around all: the strongest, or a dipole at (x, y) where both signs are alike."""
+    snr = pattern["snr"].to_numpy()
+    row: dict[Any, Any] = pattern.iloc[int(np.abs(snr).argmax())].to_dict()
+    if min(snr.max(), -snr.min()) > _DIPOLE_RATIO * np.abs(snr).max():
+        row |= {"x": x, "y": y, "isDipole": True}
+    row |= {k: pattern[k].min() for k in ("x0", "y0")} | {k: pattern[k].max() for k in ("x1", "y1")}
+    return row | {"npix": pattern["npix"].sum()}
 
 
 @njit(cache=True, nogil=True)

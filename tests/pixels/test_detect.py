@@ -57,6 +57,33 @@ def test_residual_of_a_shifted_star_is_one_dipole() -> None:
     assert peaks["isDipole"].all()
 
 
+def blinding_star(shift: float, change: float, ring: float) -> Difference:
+    """A star of 25,000 sigma that moved or changed, in a ring of speckles of both signs."""
+    shape, at, flux = (128, 128), np.array([64.0]), np.array([3e5])
+    d = difference([], [], [])
+    star = stars_image(shape, at, at, flux, 4.0)
+    angle = np.arange(6) * np.pi / 3
+    speckles = stars_image(shape, 64 + 11 * np.cos(angle), 64 + 11 * np.sin(angle), ring * (-1.0) ** np.arange(6), 4.0)
+    image = d.exposure.image + stars_image(shape, at + shift, at, flux * (1 + change), 4.0) - star + speckles
+    variance = 1 + (0.02 * star) ** 2
+    exposure_ = dataclasses.replace(d.exposure, image=image.astype("f4"), variance=variance.astype("f4"))
+    return Difference(exposure_, dataclasses.replace(d.matched, image=star.astype("f4")), d.kernel)
+
+
+@pytest.mark.parametrize("ring", [60.0, 300.0])
+def test_a_blinding_star_that_moves_is_one_dipole(ring: float) -> None:
+    peaks = detect(blinding_star(0.3, 0.0, ring), 5.0)
+    assert peaks["isDipole"].tolist() == [True]
+    assert np.hypot(peaks["x"] - 64, peaks["y"] - 64).item() < 2
+    assert abs(peaks["snr"].item()) > 10
+
+
+def test_a_blinding_star_that_varies_is_itself() -> None:
+    peaks = detect(blinding_star(0.0, 0.4, 60.0), 5.0)
+    star = peaks[np.hypot(peaks["x"] - 64, peaks["y"] - 64) < 2]
+    assert star["isDipole"].tolist() == star["isNegative"].tolist() == [False]
+
+
 @pytest.mark.parametrize("plane", [Mask.BAD, Mask.SAT, Mask.CR, Mask.NO_DATA, Mask.EDGE])
 def test_masked_centres_are_ignored(plane: Mask) -> None:
     d = difference([64], [64], [300])

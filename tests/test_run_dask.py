@@ -203,7 +203,7 @@ def test_past_the_deadline_what_is_unfinished_has_failed_and_the_worker_is_back(
         assert 2.0 <= time.time() - start < 4.0
         assert report == {0: "done", 2: "failed", 5: "failed"}
         failures = {d: (e.failure.step, e.failure.cause) for d, e in ends(events).items() if e.failure}
-        assert failures == {2: ("subtract+measure", "deadline"), 5: ("await_image", "deadline")}
+        assert failures == {2: ("subtract", "deadline"), 5: ("await_image", "deadline")}
         until(lambda: world.read("cancelled") == ["5"])
         expose(world, 8, *range(6))
         assert runner.start(visit_graph, 8, [0, 1, 3, 4], world).result(30) == dict.fromkeys([0, 1, 3, 4], "done")

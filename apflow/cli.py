@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -251,10 +251,16 @@ def graph_show() -> None:
     typer.echo(alert_production_markdown())
 
 
-def main() -> None:
-    """Run the command; what goes wrong is one line and an exit code, a traceback only where it is a defect."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command; what goes wrong is one line and an exit code, a traceback only where it is a defect.
+
+    Parameters
+    ----------
+    arguments : sequence of `str`, optional
+        Default: those that the process was given.
+    """
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except typer.TyperException as error:
         _fail(_usage(error), EXIT_BAD_REQUEST)
     except BadRequest as error:

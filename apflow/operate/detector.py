@@ -21,6 +21,7 @@ from apflow.model.exposure import ImageInfo
 from apflow.model.ledger import Outcome, State
 from apflow.model.sky import separation_arcsec
 from apflow.model.visit import Visit
+from apflow.operate.recover import recover
 from apflow.run import EagerRunner
 
 #: Announced and actual boresight may differ by this before it is reported, arcsec.
@@ -78,7 +79,8 @@ def process_detector(
     with open_ppdb(config.ppdb_url, create=True) as database:
         for outcome in outcomes_of(database):
             if (outcome.visit, outcome.detector, outcome.state) == (visit.visit, detector.id, State.DONE):
-                return outcome  # stored and announced: again would only leave the same alerts in the archive twice
+                # Again would only leave the same alerts in the archive twice; a run that was killed may owe the rest.
+                return recover(database, [visit], [outcome], config)[0]
         path = await_named_images(config.butler, camera.instrument, visit.images, detector.id, timeout_s)
         visit = _with_header(visit, read_info(path))
         outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [detector.id], config)

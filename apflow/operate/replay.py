@@ -30,6 +30,7 @@ from apflow.operate.interrupts import deaf_children
 from apflow.operate.meter import Meter
 from apflow.operate.prepare import Record, open_replay, prepare, simulation_pool
 from apflow.operate.progress import ReplayProgress
+from apflow.operate.recover import recover
 from apflow.operate.report import write_report
 from apflow.operate.report_console import print_tables
 from apflow.operate.stamps import pick_stamps
@@ -98,7 +99,8 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         record = dataclasses.replace(record, ppdb=config.ppdb_url)
         record, truth = _simulate(record, root, player, min(workers, len(scenario.detectors)), progress)
         expected = [(v.visit, d) for v in visits(scenario) for d in scenario.detectors]
-        done = {(o.visit, o.detector): o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)}
+        before = [o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)]
+        done = {(o.visit, o.detector): o for o in recover(ppdb, visits(scenario), before, config)}
         result = _process(player, _todo(scenario, done), config, camera, workers, progress)
         outcomes = [*done.values(), *result.outcomes]
         tables = {name: ppdb.table(name) for name in ("DiaSource", "DiaObject", "outbox")}

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from apflow.config import Config
 from apflow.graph import node
-from apflow.io.butler import Repository
+from apflow.io.butler import Repository, output_run
 from apflow.io.ppdb import open_ppdb
 from apflow.model.camera import load_camera
-from apflow.model.ids import day_obs_of
 from apflow.model.ledger import Failure, Outcome, State
 from apflow.model.products import Plan
 from apflow.model.region import Region
@@ -32,8 +31,7 @@ def open_visit(visit: Visit, detectors: Sequence[int], config: Config) -> Plan:
     timing = config.timing
     open_ppdb(config.ppdb_url).openVisit(visit, regions, time.time() + timing.image_timeout_s + timing.order_timeout_s)
     inputs = Repository.open(config.butler).find_inputs(visit, detectors, camera)
-    run = f"{visit.instrument}/prompt/{day_obs_of(visit.visit)}"
-    return Plan(visit, run, inputs)
+    return Plan(visit, output_run(visit), inputs)
 
 
 @node

@@ -5,7 +5,7 @@ read and write files at known paths never pay for it.
 """
 
 from apflow.io.butler.create import create_repository
-from apflow.io.butler.paths import output_path
+from apflow.io.butler.paths import OUTPUTS, output_path, output_run
 from apflow.io.butler.repository import Repository
 
-__all__ = ["Repository", "create_repository", "output_path"]
+__all__ = ["OUTPUTS", "Repository", "create_repository", "output_path", "output_run"]

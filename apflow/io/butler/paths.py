@@ -27,6 +27,11 @@ def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int
     return str(Path(root).resolve() / run / dataset_type / str(day_obs_of(visit.visit)) / str(visit.visit) / name)
 
 
+def output_run(visit: Visit) -> str:
+    """Run collection of the outputs of a visit: one a night."""
+    return f"{visit.instrument}/prompt/{day_obs_of(visit.visit)}"
+
+
 def raw_path(root: Path, instrument: str, exposure: int, prefix: str, detector: str) -> Path:
     """Path of a raw image, after the object keys of the summit."""
     name = image_name(exposure, prefix)

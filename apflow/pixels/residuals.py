@@ -22,8 +22,10 @@ Bool = NDArray[np.bool_]
 _BLANK_SKY = 20_000
 #: Fewer of them say nothing.
 _LEAST_SKY = 200
-#: Peak S/N of the sources that show the matching's errors, their greatest number and the least for a verdict.
-_BRIGHT, _MOST, _LEAST = 20.0, 200, 6
+#: Peak S/N of the sources that show the matching's errors, and where these are too few.
+_BRIGHT = (20.0, 10.0)
+#: Their greatest number and the least for a verdict.
+_MOST, _LEAST = 200, 3
 #: Matching error when too few bright sources tell, and the largest accepted.
 _USUAL_ERROR, _LARGEST_ERROR = 0.01, 0.1
 #: Square of the largest |S/N| that noise alone puts within 2 px of a position.
@@ -111,17 +113,20 @@ def matching_error(difference: Exposure, matched_image: F4) -> float:
     assert difference.psf is not None
     unfit = unusable(difference.mask) | ((difference.mask & EDGE) != 0)
     reach = psf_radius(difference.psf) + 3
-    x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, _BRIGHT)
-    brightest = np.argsort(-snr, kind="stable")[:_MOST]
-    if len(brightest) < _LEAST:
+    for level in _BRIGHT:
+        x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, level)
+        if len(x) >= _LEAST:
+            break
+    else:
         return _USUAL_ERROR
+    brightest = np.argsort(-snr, kind="stable")[:_MOST]
     centre, r = difference.psf.centre(), psf_radius(difference.psf)
     half = len(centre) // 2
     psf = centre[half - r : half + r + 1, half - r : half + r + 1].astype(np.float32)
     squared = _relative_residuals(
         difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest]
     )
-    return float(min(np.sqrt(np.quantile(squared, 0.6)), _LARGEST_ERROR))
+    return float(min(np.sqrt(np.quantile(squared, 0.6, method="lower")), _LARGEST_ERROR))
 
 
 @njit(cache=True, nogil=True)

@@ -27,6 +27,8 @@ Bool = NDArray[np.bool_]
 
 #: Side of the grid on which the decorrelation kernel is made, and of the kernel itself, pixels.
 _DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
+#: A template is broader than the science image when its FWHM is so many times that one's.
+_BROADER = 1.1
 
 
 def subtract(
@@ -101,6 +103,58 @@ def subtract(
     exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
     matched = Exposure(matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info)
     return Difference(exposure, matched, kernel)
+
+
+def subtract_sharper(science: Exposure, template: Exposure, *, min_coverage: float = 0.2) -> Difference:
+    """Subtract a template with the sharper of the two images convolved.
+
+    Where the template is the broader one by a tenth, matching it to the
+    science image would be a deconvolution and leave rings at every star. The
+    science image is then convolved instead.
+
+    Parameters
+    ----------
+    science, template : `Exposure`
+        See `subtract`.
+
+    Returns
+    -------
+    `Difference`
+        On the flux scale of the science image and of the same sign whichever
+        was convolved, which ``exposure.summary`` tells as science_convolved
+        (0 or 1). If 1, `matched` is the template as it was, on the science
+        image's flux scale, and `kernel` what the science image was convolved
+        with; kernel_sum is as if the template had been.
+
+    Raises
+    ------
+    NoTemplate, DataError
+        As `subtract`.
+    """
+    widths = [e.psf.fwhm_px() if e.psf is not None else 0.0 for e in (science, template)]
+    if widths[1] < _BROADER * widths[0] or not all(widths):
+        result = subtract(science, template, min_coverage=min_coverage)
+        summary = {**result.exposure.summary, "science_convolved": 0.0}
+        return dataclasses.replace(result, exposure=dataclasses.replace(result.exposure, summary=summary))
+    coverage = _coverage(science, template)
+    if coverage < min_coverage:
+        raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
+    swapped = subtract(template, science, min_coverage=0.0)
+    scale = np.float32(1 / swapped.exposure.summary["kernel_sum"])
+    summary = {**swapped.exposure.summary, "template_coverage": coverage, "kernel_sum": float(scale)}
+    exposure = dataclasses.replace(
+        swapped.exposure,
+        image=-scale * swapped.exposure.image,
+        variance=scale**2 * swapped.exposure.variance,
+        summary=summary | {"science_convolved": 1.0},
+    )
+    matched = dataclasses.replace(
+        template, image=scale * template.image, variance=scale**2 * template.variance, mask=exposure.mask
+    )
+    exposure, matched = (
+        dataclasses.replace(e, unit=science.unit, wcs=science.wcs, info=science.info) for e in (exposure, matched)
+    )
+    return Difference(exposure, matched, swapped.kernel)
 
 
 def _coverage(science: Exposure, template: Exposure) -> float:

@@ -10,7 +10,7 @@ import pytest
 from apflow.errors import DataError, NoTemplate
 from apflow.model.exposure import Mask
 from apflow.pixels.forced import forced_flux, sky_snr
-from apflow.pixels.subtract import decorrelation, subtract
+from apflow.pixels.subtract import decorrelation, subtract, subtract_sharper
 from tests.pixels.scenes import gaussian_psf, pair
 
 
@@ -52,6 +52,40 @@ def test_fluxes_of_changes_are_right(template_fwhm: float) -> None:
     assert np.median(flux[ok] / p.flux[ok]) == pytest.approx(1.0, abs=0.015)
     assert abs(np.median(pulls)) < 1.0
     assert mad(pulls) < 1.8
+
+
+@pytest.mark.parametrize(("template_fwhm", "convolved"), [(3.0, 0.0), (5.5, 1.0)])
+def test_sharper_image_is_convolved_and_fluxes_stay_on_the_science_scale(
+    template_fwhm: float, convolved: float
+) -> None:
+    p = pair(n=320, template_fwhm=template_fwhm, snr=(60.0,) * 12 + (-60.0,) * 13, stars=150, gain=2.0)
+    science = dataclasses.replace(p.science, unit="ADU")
+    d = subtract_sharper(science, p.template)
+    assert d.exposure.summary["science_convolved"] == convolved
+    assert d.exposure.summary["kernel_sum"] == pytest.approx(2.0, rel=0.02)
+    assert d.exposure.unit == d.matched.unit == "ADU" and d.exposure.info == science.info
+    flux, _ = forced_flux(d.exposure, p.x, p.y)
+    ok = np.isfinite(flux)
+    assert ok.sum() >= 20
+    assert np.median(flux[ok] / p.flux[ok]) == pytest.approx(1.0, abs=0.03)
+    light, _ = forced_flux(science, p.x, p.y)
+    faded, _ = forced_flux(d.matched, p.x, p.y)
+    assert np.median((light - faded)[ok] / p.flux[ok]) == pytest.approx(1.0, abs=0.05)
+
+
+def test_no_rings_where_the_template_is_much_broader() -> None:
+    p = pair(n=320, science_fwhm=3.0, template_fwhm=6.0, snr=(), stars=100, growth=0.0)
+    sharper, usual = (f(p.science, p.template).exposure for f in (subtract_sharper, subtract))
+    bright = (p.light > 3000) & ((usual.mask | sharper.mask) == 0)
+    noise = np.sqrt(p.science.variance + p.template.variance)[bright]
+    assert (sharper.image[bright] / noise).std() < 0.5 * (usual.image[bright] / noise).std()
+
+
+def test_broader_template_that_covers_too_little() -> None:
+    p = pair(template_fwhm=5.5)
+    p.template.mask[:, 30:] |= Mask.NO_DATA
+    with pytest.raises(NoTemplate, match=r"covers 0\.1"):
+        subtract_sharper(p.science, p.template)
 
 
 def test_constant_stars_leave_nothing() -> None:

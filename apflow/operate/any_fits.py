@@ -34,6 +34,8 @@ _ZERO_POINTS = ("MAGZERO", "MAGZPT", "ZEROPNT", "PHOTZP", "MAGZP", "ZP_AB")
 _AB_NJY = 10 ** (31.4 / 2.5)
 #: A plateau of this many pixels at the top of the range is saturation.
 _PLATEAU = 4
+#: What is in both images with less than this part of the FWHM is no light of the sky.
+_HOT = 0.6
 
 
 def read(path: Path) -> Exposure:
@@ -200,12 +202,15 @@ def with_psf(exposure: Exposure, other: Exposure) -> Exposure:
 
 
 def without_cosmic_rays(exposure: Exposure, other: Exposure) -> Exposure:
-    """Mask what is sharper than the PSF and not in the other image of the same sky.
+    """Mask what is sharper than the PSF and not in the other image of the same sky, and hot pixels of both.
 
-    The second condition keeps real objects where the PSF was taken from too few or extended sources.
+    The second condition keeps real objects where the PSF was taken from too
+    few or extended sources; a hot pixel is far sharper than any PSF.
     """
     hits = find_cosmic_rays(exposure, 0.85 * exposure.summary["psf_fwhm_px"])
     hits &= ~grow(other.image > 4 * np.sqrt(other.variance), 2)
+    hot, others = (find_cosmic_rays(e, _HOT * e.summary["psf_fwhm_px"]) for e in (exposure, other))
+    hits |= hot & grow(others, 1)
     mask = exposure.mask.copy()
     mask[hits] |= Mask.CR
     return dataclasses.replace(exposure, mask=mask)

@@ -29,6 +29,8 @@ Bool = NDArray[np.bool_]
 _DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
 #: A template is broader than the science image when its FWHM is so many times that one's.
 _BROADER = 1.1
+#: Noise that is less than this part of what the variances say is not measured: the images share theirs.
+_LEAST_NOISE = 0.2
 
 
 def subtract(
@@ -94,8 +96,9 @@ def subtract(
         psf = _convolved_psf(psf, phi)
     difference -= residual_background(difference, bad, background_order)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
-    scale = noise_ratio(exposure, matched_image)
-    summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": scale}
+    measured = noise_ratio(exposure, matched_image)
+    scale = max(measured, _LEAST_NOISE)
+    summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": measured}
     variance *= np.float32(scale**2)
     error = matching_error(dataclasses.replace(exposure, variance=variance), matched_image)
     summary["matching_error"] = error

@@ -26,14 +26,22 @@ from apflow.pixels.planes import unusable
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
 
-_VARIANCE = ("VARIANCE", "VAR")
-_SIGMA = ("ERR", "ERROR", "NOISE", "RMS", "SIGMA", "UNCERT")
-_MASK = ("MASK", "MSK", "BPM")
+#: Names of extensions, and the power of their pixels that is the variance.
+_VARIANCE = dict.fromkeys(("VARIANCE", "VAR"), 1) | dict.fromkeys(("IVAR", "INVVAR"), -1)
+_VARIANCE |= dict.fromkeys(("ERR", "ERROR", "NOISE", "RMS", "SIGMA", "UNCERT"), 2)
+_MASK = ("MASK", "MSK", "BPM", "DQ")
+#: Never the image, and of no use without knowing who wrote them.
+_OTHER = ("WHT", "WEIGHT", "CON", "CTX", "EXP", "AREA", "BKG", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "SAMP", "TIME")
+_SCIENCE = ("SCI", "SCIENCE", "IMAGE")
 _ZERO_POINTS = ("MAGZERO", "MAGZPT", "ZEROPNT", "PHOTZP", "MAGZP", "ZP_AB")
 #: nJy of AB magnitude 0: 3631 Jy.
 _AB_NJY = 10 ** (31.4 / 2.5)
 #: A plateau of this many pixels at the top of the range is saturation.
 _PLATEAU = 4
+#: So many pixels that are exactly 0, far from the sky's level, hold no data.
+_ZEROS = 100
+#: Zero points are AB magnitudes of one count; what is beyond stands for "unknown".
+_USUAL_ZERO_POINTS = (5.0, 50.0)
 #: What is in both images with less than this part of the FWHM is no light of the sky.
 _HOT = 0.6
 
@@ -41,10 +49,13 @@ _HOT = 0.6
 def read(path: Path) -> Exposure:
     """Read the first image of a FITS file, with variance, mask and WCS where the file has them.
 
-    Variance is an extension named VARIANCE or VAR, or ERR, NOISE, RMS... of
-    standard deviations; the mask is one named MASK, MSK or BPM, apflow's
-    planes or simply not 0 where a pixel is bad. Every projection that astropy
-    knows is taken. Where there is no photometric zero point the unit is ADU.
+    The image is the extension named SCI, SCIENCE or IMAGE, or else the first
+    one that is not known for something else, compressed or not. Variance is
+    an extension named VARIANCE or VAR, IVAR of its inverse, or ERR, NOISE,
+    RMS... of standard deviations; the mask is one named MASK, MSK, BPM or DQ,
+    apflow's planes or simply not 0 where a pixel is bad (JWST: DO_NOT_USE).
+    Every projection that astropy knows is taken. Where there is no
+    photometric zero point the unit is ADU.
 
     Returns
     -------
@@ -56,7 +67,7 @@ def read(path: Path) -> Exposure:
     BadRequest
         There is no such file, or it is not FITS.
     DataError
-        There is no two-dimensional image in it, or it has no finite pixel.
+        There is no two-dimensional image in it, it has no finite pixel or but one value, or its WCS is invalid.
     """
     if not path.is_file():
         raise BadRequest(f"{path}: no such file; accepted: a FITS file")
@@ -70,27 +81,33 @@ def read(path: Path) -> Exposure:
 
 def _exposure(path: Path, hdus: Any) -> Exposure:
     named = {str(h.name).upper(): h for h in hdus if h.is_image and _plane(h) is not None}
-    others = {*_VARIANCE, *_SIGMA, *_MASK}
-    chosen = next((h for h in hdus if h.is_image and h.name.upper() not in others and _plane(h) is not None), None)
-    if chosen is None:
-        found = ", ".join(f"{h.name or 'PRIMARY'} {getattr(h, 'shape', ())}" for h in hdus)
+    others = {*_VARIANCE, *_MASK, *_OTHER}
+    images = [h for h in hdus if h.is_image and h.name.upper() not in others and _plane(h) is not None]
+    if not images:
+        found = ", ".join(f"{h.name or type(h).__name__} {getattr(h, 'shape', ())}" for h in hdus)
         raise DataError(f"{path} has no two-dimensional image; found: {found}")
+    chosen = next((named[name] for name in _SCIENCE if name in named), images[0])
     raw = _plane(chosen)
     assert raw is not None
     image = raw.astype(np.float32)
     if not np.isfinite(image).any():
         raise DataError(f"{path} has no pixel with a value: all {image.size} are NaN or infinite")
+    if np.nanmin(image) == np.nanmax(image):
+        raise DataError(f"{path} shows nothing: all its pixels are {np.nanmax(image):g}")
     header: Mapping[str, Any] = {**hdus[0].header, **chosen.header}
     mask = _mask(named, image, raw.dtype, header)
     variance = np.full(image.shape, np.nan, np.float32)
-    for names, power in ((_VARIANCE, 1), (_SIGMA, 2)):
-        plane = next((_plane(named[n]) for n in names if n in named), None)
-        if plane is not None and plane.shape == image.shape:
-            variance = plane.astype(np.float32) ** power
-            mask[~(variance > 0)] |= Mask.NO_DATA
-            break
-    exposure = Exposure(image, variance, mask, "ADU", _wcs(chosen.header, image.shape), None, _info(header))
-    return _calibrated(exposure, header)
+    name = next((n for n in _VARIANCE if n in named), "")
+    plane = _plane(named[name]) if name else None
+    if plane is not None and plane.shape == image.shape:
+        plane = np.where(np.isfinite(plane) & (plane > 0), plane, np.nan)
+        variance = (plane.astype(np.float64) ** _VARIANCE[name]).astype(np.float32)
+        mask[~(variance > 0)] |= Mask.NO_DATA
+    try:
+        wcs = _wcs(chosen.header, image.shape)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise DataError(f"{path} has a WCS that cannot be used ({error}); accepted: a valid one, or none") from error
+    return _calibrated(Exposure(image, variance, mask, "ADU", wcs, None, _info(header)), header)
 
 
 def _plane(hdu: Any) -> NDArray[Any] | None:
@@ -103,16 +120,54 @@ def _plane(hdu: Any) -> NDArray[Any] | None:
 def _mask(named: Mapping[str, Any], image: F4, dtype: np.dtype[Any], header: Mapping[str, Any]) -> I4:
     mask = np.zeros(image.shape, np.int32)
     given = next((named[n] for n in _MASK if n in named), None)
-    if given is not None and _plane(given) is not None and given.data.shape == image.shape:
-        own = "MP_BAD" in given.header
-        mask |= given.data.astype(np.int32) if own else np.where(given.data != 0, np.int32(Mask.BAD), np.int32(0))
+    plane = _plane(given) if given is not None else None
+    if given is not None and plane is not None and plane.shape == image.shape:
+        if "MP_BAD" in given.header:
+            mask |= plane.astype(np.int32)
+        else:
+            bits = 1 if header.get("TELESCOP") == "JWST" else -1
+            mask[(plane.astype(np.int64) & bits) != 0] |= Mask.BAD
     mask[~np.isfinite(image)] |= Mask.NO_DATA
-    level = float(header.get("SATURATE", np.inf) or np.inf)
+    mask[_zeros(image, dtype)] |= Mask.NO_DATA
+    level = _number(header, "SATURATE") or np.inf
     if np.isinf(level) and dtype.kind in "iu":
         top = float(np.nanmax(image))
         level = 0.98 * top if np.count_nonzero(image >= 0.98 * top) >= _PLATEAU else np.inf
     mask[image >= level] |= Mask.SAT
     return mask
+
+
+def _zeros(image: F4, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Pixels of exactly 0 that stand for no data, as resampling leaves them beyond the detector's edge."""
+    zeros = image == 0
+    rest = image[np.isfinite(image) & ~zeros]
+    if np.count_nonzero(zeros) < _ZEROS or not rest.size:
+        return np.zeros_like(zeros)
+    level = np.median(rest)
+    # A sky of whole numbers about 0 has true zeros.
+    far = abs(level) > 5 * 1.4826 * np.median(np.abs(rest - level))
+    return zeros if far or dtype.kind == "f" else np.zeros_like(zeros)
+
+
+def _number(header: Mapping[str, Any], *names: str) -> float | None:
+    """The first of some cards that is a number above 0."""
+    for name in names:
+        value = header.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
+            return float(value)
+    return None
+
+
+def _begin(header: Mapping[str, Any]) -> float:
+    """MJD (TAI) of the exposure's begin; 0 where the header has no time."""
+    mjd = _number(header, "MJD-OBS", "MJD-BEG")
+    if mjd is not None:
+        return float(Time(mjd, format="mjd", scale="utc").tai.mjd)
+    text = str(header.get("DATE-OBS", "")).rstrip("Z")
+    try:
+        return float(Time(text, format="fits", scale="utc").tai.mjd) if "T" in text else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _wcs(header: Any, shape: tuple[int, ...]) -> Wcs | None:
@@ -131,12 +186,8 @@ def _wcs(header: Any, shape: tuple[int, ...]) -> Wcs | None:
 
 def _info(header: Mapping[str, Any]) -> ImageInfo:
     """What can be had of instrument, filter and times; MJD 0 where the header has no time."""
-    exposure_time_s = float(header.get("EXPTIME") or header.get("EXPOSURE") or header.get("XPOSURE") or 0.0)
-    begin = 0.0
-    if isinstance(header.get("MJD-OBS"), int | float):
-        begin = float(Time(header["MJD-OBS"], format="mjd", scale="utc").tai.mjd)
-    elif "T" in str(header.get("DATE-OBS", "")):
-        begin = float(Time(str(header["DATE-OBS"]).rstrip("Z"), scale="utc").tai.mjd)
+    exposure_time_s = _number(header, "EXPTIME", "EXPOSURE", "XPOSURE") or 0.0
+    begin = _begin(header)
     physical_filter = str(header.get("FILTER") or header.get("FILTER1") or "").strip()
     # The schema has room for one letter: LSST's bands, as DECam and others begin their filters' names.
     band = physical_filter.split(" ")[0].split("_")[0]
@@ -148,14 +199,15 @@ def _info(header: Mapping[str, Any]) -> ImageInfo:
 
 def _calibrated(exposure: Exposure, header: Mapping[str, Any]) -> Exposure:
     """The exposure in nJy where the header allows it."""
-    zero_point = next((header[k] for k in _ZERO_POINTS if isinstance(header.get(k), int | float)), None)
+    zero_point = _number(header, *_ZERO_POINTS)
+    low, high = _USUAL_ZERO_POINTS
     unit = str(header.get("BUNIT", "")).strip()
     if unit.lower() == "njy":
         factor = 1.0
     elif unit == "MJy/sr" and isinstance(header.get("PIXAR_SR"), int | float):
         factor = float(header["PIXAR_SR"]) * 1e15
-    elif zero_point is not None:
-        factor = _AB_NJY * 10 ** (-float(zero_point) / 2.5)
+    elif zero_point is not None and low < zero_point < high:
+        factor = _AB_NJY * 10 ** (-zero_point / 2.5)
     else:
         return exposure
     image, variance = exposure.image * np.float32(factor), exposure.variance * np.float32(factor) ** 2
@@ -184,7 +236,11 @@ def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
     image = np.where(good, exposure.image, np.float32(np.median(exposure.image[good])))
     side = int(np.clip(min(exposure.shape) // 6, 32, 128))
     sky = sep.Background(image, mask=~good, bw=side, bh=side)
-    level, noise = float(sky.globalback), max(float(sky.globalrms), 1e-6 * float(np.abs(image).max()), 1e-30)
+    level = float(sky.globalback)
+    image = image - sky.back(dtype=np.float32)
+    # Once more: a gradient counts as noise the first time.
+    sky = sep.Background(image, mask=~good, bw=side, bh=side)
+    noise = max(float(sky.globalrms), 1e-6 * float(np.abs(image).max()), 1e-30)
     image = image - sky.back(dtype=np.float32)
     variance = exposure.variance
     if not np.isfinite(variance).any():

@@ -26,7 +26,10 @@ class ChainEnded:
 
 @dataclass(frozen=True)
 class GatherEnded:
-    """Event: the steps of a batch (or of the visit itself) came to their end."""
+    """Event: the steps of a batch (or of the visit itself) came to their end.
+
+    On a cluster `result` has the value of a step that no other of the batch takes.
+    """
 
     visit: int
     result: Carried

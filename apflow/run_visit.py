@@ -199,7 +199,7 @@ class VisitRun:
         names = {promise.node.name for promise in group.promises}
         for carried in [leaf.carried for leaf in group.leaves() if leaf.carried is not None]:
             steps = tuple(record for record in carried.steps if record.step in names)
-            self._desk.gathered(self._tasks.visit, Carried(None, carried.failure, steps))
+            self._desk.gathered(self._tasks.visit, Carried(carried.value, carried.failure, steps))
         for promise in group.promises:
             promise.arguments = {}
         if group.batch is not None:

@@ -156,7 +156,7 @@ def repository_config(butler: str, ppdb: str = "", alerts: str = "", timeout_s: 
     if not path.is_file():
         raise BadRequest(f"no Butler repository of apflow in {butler!r}; make one with: apflow init {butler}")
     config = load_config(path)
-    camera = config.camera if "/" not in config.camera else str(Path(butler) / config.camera)
+    camera = config.camera if "/" not in config.camera else str(Path(butler).resolve() / config.camera)
     timing = config.timing if timeout_s is None else dataclasses.replace(config.timing, image_timeout_s=timeout_s)
     return dataclasses.replace(
         config,

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from apflow.graph import Carried
 from apflow.model.camera import Camera
 from apflow.model.ledger import Outcome, State
 from apflow.run import ChainEnded, GatherEnded, StepCounts
@@ -81,17 +82,23 @@ class ReplayProgress:
                 with self._lock:
                     self._counts[visit] = {step: dict(states) for step, states in counts.items()}
             case GatherEnded(visit, result):
-                self._gathered(visit, result.value)
+                self._gathered(visit, result)
             case _:
                 pass
 
-    def _gathered(self, visit: int, value: object) -> None:
+    def _gathered(self, visit: int, result: Carried) -> None:
+        """A batch was published, or the whole visit reported."""
+        value = result.value
         outcomes = [o for o in value if isinstance(o, Outcome)] if isinstance(value, tuple) else []
-        with self._lock:
-            self._alerts += sum(o.n_alerts for o in outcomes if o.published_unix is not None)
-        if not self._console.is_terminal and len(outcomes) == self._expected.get(visit):
+        steps = {record.step for record in result.steps}
+        if "publish_alerts" in steps:
+            with self._lock:
+                self._alerts += sum(o.n_alerts for o in outcomes if o.published_unix is not None)
+        elif outcomes and not self._console.is_terminal:
             done = sum(o.state is State.DONE for o in outcomes)
-            self._console.print(f"visit {visit}: {done} of {len(outcomes)} detectors done", highlight=False)
+            alerts = sum(o.n_alerts for o in outcomes)
+            text = f"visit {visit}: {done} of {len(outcomes)} detectors done, {alerts} alerts"
+            self._console.print(text, highlight=False)
 
     def _bar(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:

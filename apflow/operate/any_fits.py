@@ -40,6 +40,8 @@ _AB_NJY = 10 ** (31.4 / 2.5)
 _PLATEAU = 4
 #: So many pixels that are exactly 0, far from the sky's level, hold no data.
 _ZEROS = 100
+#: The noise of a sky with a gradient falls to less than this part once that is subtracted.
+_GRADIENT = 0.7
 #: Zero points are AB magnitudes of one count; what is beyond stands for "unknown".
 _USUAL_ZERO_POINTS = (5.0, 50.0)
 #: What is in both images with less than this part of the FWHM is no light of the sky.
@@ -238,15 +240,15 @@ def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
     sky = sep.Background(image, mask=~good, bw=side, bh=side)
     level = float(sky.globalback)
     image = image - sky.back(dtype=np.float32)
-    # Once more: a gradient counts as noise the first time.
-    sky = sep.Background(image, mask=~good, bw=side, bh=side)
+    again = sep.Background(image, mask=~good, bw=side, bh=side)
+    if again.globalrms < _GRADIENT * sky.globalrms:
+        sky, image = again, image - again.back(dtype=np.float32)
     noise = max(float(sky.globalrms), 1e-6 * float(np.abs(image).max()), 1e-30)
-    image = image - sky.back(dtype=np.float32)
     variance = exposure.variance
     if not np.isfinite(variance).any():
         if gain is None:
             gain = level / noise**2 if level > 3 * noise else np.inf
-        variance = np.maximum(sky.rms(dtype=np.float32), 0.1 * noise) ** 2 + np.maximum(image, 0) / np.float32(gain)
+        variance = np.maximum(sky.rms(dtype=np.float32), 0.5 * noise) ** 2 + np.maximum(image, 0) / np.float32(gain)
     variance = np.where(np.isfinite(variance) & (variance > 0), variance, noise**2).astype(np.float32)
     return dataclasses.replace(exposure, image=image, variance=variance, summary={"sky": level, "sky_noise": noise})
 

@@ -179,8 +179,12 @@ def detector_of(arguments: Mapping[str, Any]) -> int | None:
 
 
 def failed_input(arguments: Mapping[str, Any]) -> Failure | None:
-    """The first failure among the inputs of a step; those inside lists are data."""
-    return next((a.failure for a in arguments.values() if isinstance(a, Carried) and a.failure is not None), None)
+    """The failure among the inputs of a step, the first where there are several; those inside lists are data.
+
+    That there is nothing to do (no template, cancelled) comes before whatever else went wrong.
+    """
+    failures = [a.failure for a in arguments.values() if isinstance(a, Carried) and a.failure is not None]
+    return min(failures, key=lambda f: f.state not in (State.NO_TEMPLATE, State.CANCELLED), default=None)
 
 
 def guarded(

@@ -1,0 +1,134 @@
+"""``apflow detector``: one CCD by hand, and an exit code for each way in which it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from lsst.daf.butler import Butler, Timespan
+
+from apflow.io.alerts.archive import nights, read_night
+from apflow.io.arrivals import Ingestor
+from apflow.io.butler import Repository
+from apflow.io.ppdb import open_ppdb
+from apflow.model.visit import Visit
+from apflow.operate.prepare import simulation_pool
+from apflow.simulate.player import Trouble
+from apflow.simulate.scenario import Scenario, visits
+from tests.field import Field, land, make_field
+from tests.operate.command import apflow
+
+#: What goes wrong with the raw of a detector; 1 is not in trouble.
+TROUBLED = {0: "truncated", 2: "missing", 5: "nan"}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with simulation_pool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory, pool: ProcessPoolExecutor) -> Field:
+    """A repository whose raws landed and were registered, and of which nothing was processed."""
+    scenario = Scenario(camera="comcam", seed=5, nvisits=2, detectors=(0, 1, 2, 5), size=256)
+    troubles = tuple(Trouble(detector=d, kind=kind) for d, kind in TROUBLED.items())
+    made = make_field(tmp_path_factory.mktemp("by hand") / "butler", scenario, pool, troubles)
+    with Ingestor(made.config.butler, made.player.landing, settle_s=0.05):
+        for visit in made.visits:
+            land(made, visit)
+    return made
+
+
+def command(field: Field, detector: int, visit: Visit, *more: str) -> subprocess.CompletedProcess[str]:
+    pointing = ("--ra", str(visit.ra_deg), "--dec", str(visit.dec_deg), "--exptime", str(visit.exposure_time_s))
+    images = [word for name in visit.images for word in ("--image", name)]
+    return apflow("detector", str(detector), *pointing, *images, "--butler", str(field.root), *more)
+
+
+def counts(root: Path) -> tuple[int, int, int]:
+    """DiaSources, rows of the outbox, alerts in the archive."""
+    with open_ppdb(f"duckdb://{root / 'ppdb.duckdb'}") as ppdb:
+        stored = len(ppdb.table("DiaSource")), len(ppdb.table("outbox"))
+    url = f"file://{root / 'alerts'}"
+    return *stored, sum(len(list(read_night(url, night))) for night in nights(url))
+
+
+def test_a_new_raw_is_processed_and_a_second_time_changes_nothing(field: Field):
+    visit = field.visits[0]
+    first = command(field, 1, dataclasses.replace(visit, ra_deg=151.0), "--filter", "r")
+    assert first.returncode == 0, first.stderr
+    assert "warning: the header's boresight is 2748 arcsec from the announced one" in first.stderr
+    assert f"visit {visit.visit} detector 1: done, " in first.stdout
+    after = counts(field.root)
+    assert after[0] == after[1] == after[2] > 0
+    second = command(field, 1, visit)
+    assert second.returncode == 0 and second.stdout == first.stdout
+    assert counts(field.root) == after
+    with open_ppdb(field.config.ppdb_url) as ppdb:
+        ledger = ppdb.ledger()
+    assert len(ledger[(ledger["visit"] == visit.visit) & (ledger["detector"] == 1)]) == 1
+
+
+def test_a_detector_visit_of_a_replay_is_left_as_it_is(replayed: Path, tmp_path: Path):
+    root = tmp_path / "butler"
+    shutil.copytree(replayed / "butler", root)
+    before, visit = counts(root), visits(Scenario(camera="comcam", nvisits=1))[0]
+    words = ("--ra", "150.1", "--dec", "-32", "--exptime", "30", "--image", visit.images[0])
+    again = apflow("detector", "R22_S11", *words, "--butler", str(root))
+    assert again.returncode == 0 and "done" in again.stdout
+    assert counts(root) == before
+
+
+def test_an_image_that_does_not_come(field: Field):
+    ended = command(field, 2, field.visits[0], "--timeout", "1")
+    assert ended.returncode == 75
+    assert field.visits[0].images[0] in ended.stderr and "detector 2" in ended.stderr and "1 s" in ended.stderr
+
+
+@pytest.mark.parametrize(("detector", "told"), [(0, "truncated"), (5, "")])
+def test_an_image_that_cannot_be_used(field: Field, detector: int, told: str):
+    ended = command(field, detector, field.visits[0], "--timeout", "5")
+    assert ended.returncode == 65, ended.stderr
+    assert told in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_another_filter_than_the_headers_is_refused(field: Field):
+    visit = field.visits[1]
+    wrong = command(field, 1, visit, "--filter", "g")
+    assert wrong.returncode == 2
+    assert "'g_01'" in wrong.stderr and "'r_03'" in wrong.stderr
+
+
+def test_no_template_there(field: Field, tmp_path: Path):
+    """Raws of another part of the sky in the same repository."""
+    root = tmp_path / "butler"
+    shutil.copytree(field.root, root)
+    scenario = dataclasses.replace(field.scenario, ra_deg=30.0, nvisits=1, detectors=(1,), first_seq=50)
+    player = dataclasses.replace(
+        field.player, scenario=scenario, staging=tmp_path / "s", landing=tmp_path / "l", troubles=()
+    )
+    player.render()
+    visit = visits(scenario)[0]
+    with Repository(root, writeable=True) as repository:
+        assert all(one.path is not None for one in repository.ingest_raws(player.land(visit, 1)))
+    ended = command(dataclasses.replace(field, root=root), 1, visit, "--timeout", "5")
+    assert ended.returncode == 20, ended.stderr
+    assert "no template in band 'r' overlaps detector 1" in ended.stderr
+
+
+def test_no_calib_is_valid(field: Field, tmp_path: Path):
+    """No bias is certified for the time of the visit any more."""
+    root = tmp_path / "butler"
+    shutil.copytree(field.root, root)
+    with Butler.from_config(str(root), writeable=True) as butler:
+        butler.registry.decertify("LSSTComCam/calib", "bias", Timespan(None, None))
+    (root / "ppdb.duckdb").unlink(missing_ok=True)
+    ended = command(dataclasses.replace(field, root=root), 1, field.visits[0])
+    assert ended.returncode == 21, ended.stderr
+    assert "no bias of detector 1 is valid for visit" in ended.stderr

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from apflow.graphs import alert_production
 from distributed import Client
 
 from apflow.config import Config
+from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ledger import Outcome

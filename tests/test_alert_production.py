@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from apflow.cluster.local import local_cluster
-from apflow.graphs import alert_production
 from astropy.io import fits
 from astropy.wcs import WCS
 from distributed import Client
 from lsst.daf.butler import Butler
 
+from apflow.cluster.local import local_cluster
+from apflow.graphs import alert_production
 from apflow.io.alerts.archive import read_night
 from apflow.io.arrivals import Ingestor
 from apflow.io.metrics import read_bundle

@@ -43,6 +43,8 @@ from apflow.simulate.score import score
 
 #: Modules that workers import while they start.
 _WARM_UP = ("apflow.graphs.alert_production",)
+#: nextVisit is sent at least this long before the exposure.
+_NOTICE_S = 20.0
 #: The pixel chain of a full CCD needs less; beyond it a worker is restarted.
 _WORKER_MEMORY = "6GiB"
 #: Cores that this process may use, and the most workers that make sense on them.
@@ -215,7 +217,7 @@ def _process(
             if visit.visit in announced:
                 handles.append(runner.start(alert_production.visit, visit, list(todo[visit.visit]), config))
 
-        player.play(announce)
+        player.play(announce, lead_s=min(_NOTICE_S, player.scenario.cadence_s))
         outcomes = [outcome for handle in handles for outcome in handle.result()]
         meter = meter.stop(client)
     return Processed(tuple(outcomes), tuple(gathers), meter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -42,6 +43,10 @@ def field(tmp_path_factory: pytest.TempPathFactory, pool: ProcessPoolExecutor) -
     with Ingestor(made.config.butler, made.player.landing, settle_s=0.05):
         for visit in made.visits:
             land(made, visit)
+        deadline = time.monotonic() + 30
+        while any(made.player.landing.rglob("*.fits")):  # the truncated one is looked at twice
+            assert time.monotonic() < deadline, "raws were not taken from the landing folder"
+            time.sleep(0.05)
     return made
 
 

@@ -3,7 +3,7 @@
 Called with plain values, a node calls its function and a graph simply runs.
 With a runner active, each node call goes to the runner instead, which runs the
 step guarded here (`apflow.run.EagerRunner`), hands it to Dask
-(`apflow.run_dask.DaskRunner`) or only writes it down (`apflow.graph_draw`).
+(`apflow.run.on_dask.DaskRunner`) or only writes it down (`apflow.graph_draw`).
 The graph function is the only place where the edges are stated.
 
 What a graph may do with the stand-ins that a runner gives it: pass them to

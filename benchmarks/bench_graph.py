@@ -23,7 +23,7 @@ from distributed import Client
 from apflow.cluster.in_process import in_process_cluster
 from apflow.cluster.local import local_cluster
 from apflow.run import EagerRunner
-from apflow.run_dask import DaskRunner
+from apflow.run.on_dask import DaskRunner
 
 DETECTORS = range(189)
 WORKERS = 2

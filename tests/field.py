@@ -20,7 +20,7 @@ from apflow.model.ledger import Outcome
 from apflow.model.visit import Visit
 from apflow.operate.detector import repository_config
 from apflow.operate.prepare import open_replay, prepare
-from apflow.run_dask import DaskRunner
+from apflow.run.on_dask import DaskRunner
 from apflow.simulate.player import Player, Trouble
 from apflow.simulate.scenario import Scenario, visits
 

@@ -16,7 +16,7 @@ from apflow.model.camera import load_camera
 from apflow.model.ledger import State
 from apflow.model.visit import Visit
 from apflow.operate.prepare import simulation_pool
-from apflow.run_dask import DaskRunner
+from apflow.run.on_dask import DaskRunner
 from apflow.simulate.scenario import Scenario
 from tests.field import Field, make_field
 

@@ -36,7 +36,7 @@ from apflow.operate.report_console import print_tables
 from apflow.operate.stamps import pick_stamps
 from apflow.operate.summary import ledger_frame, summarise
 from apflow.run import GatherEnded
-from apflow.run_dask import DaskRunner
+from apflow.run.on_dask import DaskRunner
 from apflow.simulate.player import Player
 from apflow.simulate.scenario import Scenario, visits
 from apflow.simulate.score import score

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from apflow.run_admission import Admission, Admit, ChainId, Evict
-from apflow.run_batches import Batches
+from apflow.run.admission import Admission, Admit, ChainId, Evict
+from apflow.run.batches import Batches
 
 
 def admitted(decisions: list[Admit | Evict]) -> dict[ChainId, str]:

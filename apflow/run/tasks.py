@@ -13,7 +13,7 @@ from distributed import Client, Future
 
 from apflow.graph import Carried, Node, Standin
 from apflow.model.ledger import Ended
-from apflow.run_worker import Call, OneStep, Slot, deliver, perform
+from apflow.run.worker import Call, OneStep, Slot, deliver, perform
 
 _PERFORM = delayed(perform, pure=False, traverse=False)
 _DELIVER = delayed(deliver, pure=False, traverse=False)

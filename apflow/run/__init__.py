@@ -1,6 +1,6 @@
 """The runner of this process: a visit in order, here and now, with the outcomes that Dask would give.
 
-`apflow.run_dask.DaskRunner` runs the same graphs on a cluster.
+`apflow.run.on_dask.DaskRunner` runs the same graphs on a cluster.
 """
 
 from __future__ import annotations

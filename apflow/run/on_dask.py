@@ -21,10 +21,10 @@ from apflow.errors import BadRequest
 from apflow.graph import Carried, active
 from apflow.model.ledger import Ended
 from apflow.run import ChainEnded, GatherEnded, OnEvent, StepCounts, result_of, visit_id
-from apflow.run_admission import Admission, ChainId
-from apflow.run_tasks import Tasks
-from apflow.run_visit import Limits, VisitRun
-from apflow.run_watch import Watch, renew, where, workers_of
+from apflow.run.admission import Admission, ChainId
+from apflow.run.tasks import Tasks
+from apflow.run.visit import Limits, VisitRun
+from apflow.run.watch import Watch, renew, where, workers_of
 
 _RUNNERS = itertools.count(1)
 #: Highest attempt at a visit of any runner of this process, by scheduler: a key that is submitted again while its old
@@ -219,10 +219,10 @@ class DaskRunner:
             handle.run = None
             handle.end(carried, error)
 
-    # The desk of the visits (apflow.run_chains.Desk).
+    # The desk of the visits (apflow.run.chains.Desk).
 
     def admission(self, changes: Iterable[tuple[str, ChainId]]) -> None:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         with self._lock:
             for what, chain in changes:
                 match what:
@@ -237,7 +237,7 @@ class DaskRunner:
             self._decide()
 
     def attempt(self, visit: int, step: str, label: str) -> str:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         with self._lock:
             attempts = self._attempts[visit]
             n = attempts[step, label] = attempts.get((step, label), self._earlier(visit)) + 1
@@ -247,16 +247,16 @@ class DaskRunner:
         return _ATTEMPTS.get((self._scheduler, visit), 0)
 
     def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         found: tuple[dict[str, str], list[str]] = self._client.run_on_scheduler(where, visit=visit)
         return found
 
     def restart(self, workers: list[str]) -> None:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         self._client.run_on_scheduler(renew, name=self._topic, workers=workers)
 
     def ended(self, visit: int, detector: int, ended: Ended | None) -> None:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         with self._lock:
             ended = ended or self._ends.pop((visit, detector), None)
             if ended is None:
@@ -265,7 +265,7 @@ class DaskRunner:
             self._on_event(ChainEnded(visit, ended))
 
     def gathered(self, visit: int, carried: Carried) -> None:
-        """See `apflow.run_chains.Desk`."""
+        """See `apflow.run.chains.Desk`."""
         self._on_event(GatherEnded(visit, carried))
 
     # What the cluster tells.

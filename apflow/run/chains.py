@@ -10,8 +10,8 @@ from distributed import Future
 
 from apflow.graph import Carried, failure_of
 from apflow.model.ledger import Ended, Failure, State
-from apflow.run_admission import Admit, ChainId, Evict
-from apflow.run_tasks import Promise, Tasks, units_of
+from apflow.run.admission import Admit, ChainId, Evict
+from apflow.run.tasks import Promise, Tasks, units_of
 
 Post = Callable[[str, Any, Any], None]
 
@@ -29,7 +29,7 @@ class Desk(Protocol):
         """The label with the number of the attempt at `step`, if not the first: a key is never used twice."""
 
     def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
-        """See `apflow.run_worker.where`."""
+        """See `apflow.run.worker.where`."""
 
     def restart(self, workers: list[str]) -> None:
         """Have hung workers restarted by their nannies."""

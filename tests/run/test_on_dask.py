@@ -14,7 +14,7 @@ from apflow.cluster.in_process import in_process_cluster
 from apflow.cluster.local import local_cluster
 from apflow.model.ledger import Ended
 from apflow.run import ChainEnded, EagerRunner, GatherEnded, RunnerClosed, StepCounts
-from apflow.run_dask import DaskRunner, VisitHandle
+from apflow.run.on_dask import DaskRunner, VisitHandle
 from tests.graphs_for_tests import World, expose, visit_graph
 
 STEPS = ["fetch_template", "await_image", "subtract", "measure", "read_history", "associate"]

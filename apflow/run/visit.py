@@ -14,14 +14,14 @@ from distributed import Future
 from apflow.graph import Carried, Node, detector_of
 from apflow.model.ledger import Ended, Failure, State
 from apflow.run import RunnerClosed
-from apflow.run_batches import Batches
-from apflow.run_chains import Chains, Desk, failure_of_future
-from apflow.run_tasks import Batch, Group, Promise, Tasks
+from apflow.run.batches import Batches
+from apflow.run.chains import Chains, Desk, failure_of_future
+from apflow.run.tasks import Batch, Group, Promise, Tasks
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one visit: see `apflow.run_dask.DaskRunner`."""
+    """Of one visit: see `apflow.run.on_dask.DaskRunner`."""
 
     gather_after_s: float
     deadline_s: float

@@ -59,6 +59,8 @@ class Associate:
     margin_arcsec: float = 20.0
     history_days: float = 365.0
     max_new_objects: int = 1000  # a detector that would make more is refused
+    forced_min_sources: int = 1  # DiaObjects with fewer DiaSources are not forced
+    forced_min_reliability: float = 0.0  # nor those whose best DiaSource is less reliable than this
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,29 @@ class Alerts:
     schema_version: str = "11.1"
     cutout_px: int = 30
     cutout_max_px: int = 102
+    nan_for_null: bool = False  # unknown floats as NaN, as Rubin's production has them, instead of null
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """Where alerts are sent; nowhere while `bootstrap` is empty.
+
+    Passwords are not kept here: `password_file` holds one in its first line.
+    """
+
+    bootstrap: str = ""  # host:port, comma separated; "embedded" starts librdkafka's mock cluster
+    topic: str = "alerts"
+    registry: str = ""  # URL of a Confluent-compatible schema registry
+    transactional_id: str = ""  # exactly once, where the broker offers transactions
+    max_message_bytes: int = 1_000_000  # longer histories are trimmed to fit
+    late_after_s: float = 60.0  # alerts sent later than this after the end of readout bear the late flag
+    security_protocol: str = "PLAINTEXT"  # SSL, SASL_PLAINTEXT or SASL_SSL
+    sasl_mechanism: str = "SCRAM-SHA-512"
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,7 @@ class Config:
     detect: Detect = field(default_factory=Detect)
     associate: Associate = field(default_factory=Associate)
     packets: Alerts = field(default_factory=Alerts)
+    kafka: Kafka = field(default_factory=Kafka)
 
     @property
     def ppdb_url(self) -> str:

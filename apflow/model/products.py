@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from apflow.model import schema
 from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
 from apflow.model.ledger import Ended, Outcome
@@ -95,17 +96,37 @@ class Difference:
     kernel: Kernel
 
 
+def _no_matches() -> pd.DataFrame:
+    return schema.empty("DiaObject_To_Object_Match")
+
+
+def no_drp_objects() -> pd.DataFrame:
+    """The columns of `History.drp`, without a row."""
+    return pd.DataFrame(
+        {
+            "objectId": np.empty(0, np.int64),
+            "ra": np.empty(0),
+            "dec": np.empty(0),
+            "extendedness": np.empty(0, np.float32),
+        }
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class History:
     """What the PPDB holds of a region, read immediately before association.
 
-    Tables have the columns of apdb.yaml: current DiaObject versions, and their
-    DiaSources and DiaForcedSources of the last 12 months.
+    `objects`, `sources` and `forced` have the columns of apdb.yaml: current
+    DiaObject versions of the region, and the DiaSources and DiaForcedSources of
+    the last 12 months of those that a new source may belong to.
+    `drp` are the Objects of the last Data Release about the region: objectId,
+    ra and dec (degrees), and extendedness (0 a star, 1 a galaxy, NaN unknown).
     """
 
     objects: pd.DataFrame
     sources: pd.DataFrame
     forced: pd.DataFrame
+    drp: pd.DataFrame = field(default_factory=no_drp_objects)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +136,14 @@ class Associated:
     `sources` are the new DiaSources with diaObjectId set; `objects` the new
     DiaObject versions, one for each object that got a source;
     `guard` the version (validityStartMjdTai) of each known object read, by
-    diaObjectId: what the write checks.
+    diaObjectId: what the write checks. `matches` are the rows of
+    DiaObject_To_Object_Match: DRP Objects near each new DiaObject.
     """
 
     sources: pd.DataFrame
     objects: pd.DataFrame
     guard: Mapping[int, float]
+    matches: pd.DataFrame = field(default_factory=_no_matches)
 
 
 @dataclass(frozen=True)
@@ -158,6 +181,7 @@ class DetectorResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     #: Cutout FITS files (difference, science, template) by diaSourceId: for a detector that must associate again.
     cutouts: Mapping[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
+    matches: pd.DataFrame = field(default_factory=_no_matches)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from apflow.model.ledger import Outcome
-from apflow.model.products import DetectorResult, OutboxRow
+from apflow.model.products import DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
@@ -39,6 +41,26 @@ class StoreReport:
     stored: tuple[tuple[int, int], ...] = ()
     already: tuple[tuple[int, int], ...] = ()
     lost_race: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What the association of one detector-visit reads.
+
+    Attributes
+    ----------
+    region
+        Sky region of the detector.
+    ra, dec
+        Positions of its new DiaSources, degrees.
+    mjd_tai
+        Mid-exposure of the visit; the history ends there.
+    """
+
+    region: Region
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    mjd_tai: float
 
 
 class Ppdb(ABC):
@@ -95,6 +117,34 @@ class Ppdb(ABC):
         self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
     ) -> pd.DataFrame:
         """DiaForcedSources; arguments as for `getDiaSources`."""
+
+    def getHistory(
+        self, wanted: Sequence[Wanted], *, margin_arcsec: float, radius_arcsec: float, days: float = 365.0
+    ) -> list[History]:
+        """All that association reads, for one detector or for many in one request.
+
+        For each detector: the current DiaObjects of its region grown by
+        `margin_arcsec`; the DiaSources and DiaForcedSources, of the last `days`
+        up to its time and not withdrawn, of those objects that lie within
+        `radius_arcsec` of one of its sources; and the DRP Objects of the region
+        grown by 60 arcsec.
+        """
+        raise NotImplementedError
+
+    def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
+        """DRP Objects inside a region grown by a margin; columns as in `History.drp`."""
+        raise NotImplementedError
+
+    def loadDrpObjects(self, objects: pd.DataFrame) -> int:
+        """Add DRP Objects (columns as in `History.drp`); one that is there is replaced. Gives the number of rows."""
+        raise NotImplementedError
+
+    def withdraw(self, dia_source_ids: Sequence[int], mjd_tai: float) -> int:
+        """Set timeWithdrawnMjdTai of DiaSources that are not withdrawn yet; gives how many.
+
+        Alerts of theirs that are still in the outbox are not sent any more.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def containsVisitDetector(self, visit: int, detector: int, instrument: str | None = None) -> bool:

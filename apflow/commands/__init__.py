@@ -1,0 +1,1 @@
+"""Groups of commands of the ``apflow`` command line, a module each."""

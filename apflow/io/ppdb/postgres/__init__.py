@@ -1,0 +1,1 @@
+"""The PPDB on PostgreSQL 15 or newer."""

@@ -1,0 +1,11 @@
+"""Private servers for tests, benchmarks and developers: PostgreSQL, Kafka, a schema registry.
+
+Each runs from a folder of its own as an ordinary user and listens on this
+machine alone; nothing of the system is touched. The binaries are Debian's
+(`cluster/services/install.sh`), the Java archives Maven Central's
+(`cluster/services/pom.xml`).
+"""
+
+from apflow.operate.services.postgres import PostgresServer
+
+__all__ = ["PostgresServer"]

@@ -10,12 +10,12 @@ import pandas as pd
 import pyarrow as pa
 
 from apflow.errors import DataError
-from apflow.io.ppdb.tables import SKY_TABLES, to_arrow
+from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, to_arrow
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.products import DetectorResult, OutboxRow
 
-_FRAMES = {"DiaSource": "sources", "DiaObject": "objects", "DiaForcedSource": "forced"}
+_FRAMES = {"DiaSource": "sources", "DiaObject": "objects", "DiaForcedSource": "forced", MATCHES: "matches"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,10 @@ def prepare(
     for result in results:
         _check_owner(result)
     rows = {}
-    for name in SKY_TABLES:
+    for name in BATCH_TABLES:
         frames = [getattr(r, _FRAMES[name]) for r in results]
         merged = _merge(frames, name, results)
-        if name != "DiaObject":
+        if name in ("DiaSource", "DiaForcedSource"):
             merged["timeProcessedMjdTai"] = processed_mjd_tai
         rows[name] = Rows(to_arrow(merged, name), (0, *(int(n) for n in np.cumsum([len(f) for f in frames]))))
     return Batch(

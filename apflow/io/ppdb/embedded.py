@@ -18,12 +18,14 @@ import pandas as pd
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.ppdb import ownership
 from apflow.io.ppdb.batch import prepare
+from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.engine import Engine
-from apflow.io.ppdb.interface import Ppdb, StoreReport
+from apflow.io.ppdb.interface import Ppdb, StoreReport, Wanted
 from apflow.io.ppdb.ownership import Server
-from apflow.io.ppdb.tables import APDB_TABLES, to_frame
+from apflow.io.ppdb.reading import Part
+from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
 from apflow.model.ledger import Outcome
-from apflow.model.products import DetectorResult, OutboxRow
+from apflow.model.products import DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
@@ -207,6 +209,29 @@ class EmbeddedPpdb(Ppdb):
         wanted = None if ids is None else [int(i) for i in ids]
         return to_frame(self._ask("history", name, region, wanted, since_mjd), name)
 
+    def getHistory(
+        self, wanted: Sequence[Wanted], *, margin_arcsec: float, radius_arcsec: float, days: float = 365.0
+    ) -> list[History]:
+        """See `Ppdb`."""
+        if not wanted:
+            return []
+        parts = self._ask("histories", list(wanted), margin_arcsec, radius_arcsec, days)
+        columns = [_cut(parts[name], name) for name in ("DiaObject", "DiaSource", "DiaForcedSource", "DrpObject")]
+        return [History(*frames) for frames in zip(*columns, strict=True)]
+
+    def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
+        """See `Ppdb`."""
+        wide = region.grown(margin_arcsec) if margin_arcsec else region
+        return _cut(self._ask("drp_objects", wide), "DrpObject")[0]
+
+    def loadDrpObjects(self, objects: pd.DataFrame) -> int:
+        """See `Ppdb`."""
+        return int(self._ask("load_drp_objects", to_arrow(conform_drp(objects), "DrpObject")))
+
+    def withdraw(self, dia_source_ids: Sequence[int], mjd_tai: float) -> int:
+        """See `Ppdb`."""
+        return int(self._ask("withdraw", [int(i) for i in dia_source_ids], mjd_tai))
+
     def containsVisitDetector(self, visit: int, detector: int, instrument: str | None = None) -> bool:
         """See `Ppdb`."""
         return bool(self._ask("contains", visit, detector, instrument))
@@ -258,3 +283,7 @@ class EmbeddedPpdb(Ppdb):
                 self._forgotten()
                 _owned.close_unused(self._path)
             self._use = None
+
+
+def _cut(part: Part, name: str) -> list[pd.DataFrame]:
+    return cut(part.rows, part.take, part.offsets, name)

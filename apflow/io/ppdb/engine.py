@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from apflow.errors import BadRequest, DataError, ServiceError
-from apflow.io.ppdb import storing
+from apflow.io.ppdb import reading, storing
 from apflow.io.ppdb.batch import Batch
-from apflow.io.ppdb.interface import StoreReport
+from apflow.io.ppdb.interface import StoreReport, Wanted
+from apflow.io.ppdb.reading import ROW_ID, Part, ordered
 from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.storing import execute, keys_table, query
-from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list
+from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list, stamp_statements
 from apflow.io.ppdb.turns import Key, Turns
 from apflow.model import schema
 from apflow.model.ledger import Outcome
@@ -60,7 +61,7 @@ class Engine:
         tables = {r[0] for r in self.connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         if not tables and create:
             with self._transaction() as con:
-                for statement in create_statements():
+                for statement in (*create_statements(), *stamp_statements()):
                     con.execute(statement)
             return
         if not {*APDB_TABLES, *OWN_TABLES} <= tables:
@@ -91,9 +92,14 @@ class Engine:
                     self.connection.rollback()
                 raise
 
-    def _read(self, sql: str, **tables: pa.Table) -> pa.Table:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
         with self._lock, _errors():
-            return query(self.connection, sql, **tables)
+            yield self.connection
+
+    def _read(self, sql: str, **tables: pa.Table) -> pa.Table:
+        with self._reading() as con:
+            return query(con, sql, **tables)
 
     def open_visit(self, instrument: str, visit: int, regions: dict[int, Region], deadline_unix: float) -> None:
         """See `Ppdb.openVisit`."""
@@ -137,11 +143,31 @@ class Engine:
 
     def objects(self, region: Region) -> pa.Table:
         """Current DiaObjects inside a region."""
-        rows = self._read(
-            f'SELECT {select_list("DiaObject")} FROM "DiaObject" '
-            f'WHERE "validityEndMjdTai" IS NULL AND {box_sql(region)}'
-        )
-        return _ordered(_inside(rows, region), "diaObjectId")
+        with self._reading() as con:
+            return reading.objects(con, region)
+
+    def histories(
+        self, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
+    ) -> dict[str, Part]:
+        """See `Ppdb.getHistory`."""
+        with self._reading() as con:
+            return reading.history(con, wanted, margin_arcsec, radius_arcsec, days)
+
+    def drp_objects(self, region: Region) -> Part:
+        """DRP Objects inside a region."""
+        with self._reading() as con:
+            return reading.drp_objects(con, [region])
+
+    def load_drp_objects(self, rows: pa.Table) -> int:
+        """See `Ppdb.loadDrpObjects`; rows with pixelId."""
+        with self._transaction() as con:
+            storing.load_drp_objects(con, rows)
+        return int(rows.num_rows)
+
+    def withdraw(self, ids: list[int], mjd_tai: float) -> int:
+        """See `Ppdb.withdraw`."""
+        with self._transaction() as con:
+            return storing.withdraw(con, ids, mjd_tai)
 
     def history(self, name: str, region: Region, ids: list[int] | None, since_mjd: float) -> pa.Table:
         """Rows of DiaSource or DiaForcedSource since a time: of objects, or of a region where ids are None."""
@@ -152,8 +178,7 @@ class Engine:
             f'AND "midpointMjdTai" >= {float(since_mjd)!r} AND "timeWithdrawnMjdTai" IS NULL)',
             wanted=pa.table({"id": pa.array(ids or [], pa.int64())}),
         )
-        first = "diaSourceId" if name == "DiaSource" else "diaForcedSourceId"
-        return _ordered(_inside(rows, region) if ids is None else rows, first, "midpointMjdTai")
+        return ordered(_inside(rows, region) if ids is None else rows, ROW_ID[name], "midpointMjdTai")
 
     def contains(self, visit: int, detector: int, instrument: str | None) -> bool:
         """See `Ppdb.containsVisitDetector`."""
@@ -181,8 +206,8 @@ class Engine:
     def pending(self, limit: int | None) -> list[OutboxRow]:
         """See `Ppdb.pendingAlerts`."""
         rows = self._read(
-            f"SELECT {_OUTBOX} FROM outbox WHERE published_unix IS NULL ORDER BY visit, detector, alert_id"
-            + ("" if limit is None else f" LIMIT {int(limit)}")
+            f"SELECT {_OUTBOX} FROM outbox WHERE published_unix IS NULL AND withdrawn_mjd_tai IS NULL "
+            "ORDER BY visit, detector, alert_id" + ("" if limit is None else f" LIMIT {int(limit)}")
         )
         return [OutboxRow(**r) for r in rows.to_pylist()]
 
@@ -200,9 +225,8 @@ class Engine:
         """All rows of a table."""
         if name not in (*APDB_TABLES, *OWN_TABLES):
             raise BadRequest(f"the PPDB has no table {name!r}; accepted: {', '.join((*APDB_TABLES, *OWN_TABLES))}")
-        columns = select_list(name) if name in APDB_TABLES else "*"
         order = "ALL" if name in OWN_TABLES else "1, 2"
-        return self._read(f'SELECT {columns} FROM "{name}" ORDER BY {order}')
+        return self._read(f'SELECT {select_list(name)} FROM "{name}" ORDER BY {order}')
 
     def close(self) -> None:
         """Let go of the file, when the request under way is through."""
@@ -224,12 +248,6 @@ def _errors() -> Iterator[None]:
 def _inside(rows: pa.Table, region: Region) -> pa.Table:
     keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
     return rows.filter(pa.array(keep))
-
-
-def _ordered(rows: pa.Table, *columns: str) -> pa.Table:
-    """Rows in order, last column first. Not in SQL: most come in order, and DuckDB would move all columns."""
-    order = np.lexsort([rows.column(c).to_numpy() for c in columns])
-    return rows if (np.diff(order) > 0).all() else rows.take(pa.array(order))
 
 
 def _to_text(region: Region) -> str:

@@ -118,6 +118,7 @@ class Ppdb(ABC):
     ) -> pd.DataFrame:
         """DiaForcedSources; arguments as for `getDiaSources`."""
 
+    @abstractmethod
     def getHistory(
         self, wanted: Sequence[Wanted], *, margin_arcsec: float, radius_arcsec: float, days: float = 365.0
     ) -> list[History]:
@@ -129,22 +130,21 @@ class Ppdb(ABC):
         `radius_arcsec` of one of its sources; and the DRP Objects of the region
         grown by 60 arcsec.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """DRP Objects inside a region grown by a margin; columns as in `History.drp`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loadDrpObjects(self, objects: pd.DataFrame) -> int:
         """Add DRP Objects (columns as in `History.drp`); one that is there is replaced. Gives the number of rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def withdraw(self, dia_source_ids: Sequence[int], mjd_tai: float) -> int:
         """Set timeWithdrawnMjdTai of DiaSources that are not withdrawn yet; gives how many.
 
         Alerts of theirs that are still in the outbox are not sent any more.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def containsVisitDetector(self, visit: int, detector: int, instrument: str | None = None) -> bool:
@@ -185,11 +185,58 @@ class Ppdb(ABC):
 
     @abstractmethod
     def pendingAlerts(self, limit: int | None = None) -> list[OutboxRow]:
-        """Alerts of stored detectors that are not published yet, oldest visit first."""
+        """Alerts of stored detectors that are not published, withdrawn or refused, oldest visit first."""
+
+    def claimAlerts(
+        self,
+        claim: str,
+        lease_s: float,
+        limit: int,
+        visit: int | None = None,
+        detectors: Sequence[int] | None = None,
+    ) -> list[OutboxRow]:
+        """Take pending alerts that nobody has claimed, so that no two publishers send the same one.
+
+        They stay claimed until they are marked or released, beyond the lease
+        too: see `lapsedClaims`.
+
+        Parameters
+        ----------
+        claim
+            A name that is used once.
+        lease_s
+            How long the publisher may take, by the clock of the database.
+        limit
+            The most alerts to take, oldest visit first.
+        visit, detectors
+            Only alerts of these.
+
+        Returns
+        -------
+        rows
+            With `OutboxRow.arrived_unix`.
+        """
+        raise NotImplementedError
+
+    def lapsedClaims(self, of: str = "") -> dict[str, list[int]]:
+        """Claims with alerts still pending whose lease is over, or whose name begins with `of` where it is given."""
+        raise NotImplementedError
+
+    def releaseAlerts(self, claim: str) -> None:
+        """Give back what is still pending of a claim."""
+        raise NotImplementedError
+
+    def refuseAlerts(self, causes: Mapping[int, str]) -> None:
+        """Note that alerts cannot be sent, with the cause: they are pending no more."""
+        raise NotImplementedError
 
     @abstractmethod
     def markPublished(self, alert_ids: Sequence[int], when_unix: float) -> None:
-        """Note that alerts have left; the first time counts."""
+        """Note that alerts have left; the first time counts.
+
+        A stored detector-visit of theirs without any alert pending gets its
+        `published_unix` in the ledger.
+        """
 
     @abstractmethod
     def ledger(self) -> pd.DataFrame:

@@ -32,6 +32,7 @@ _FOLDER = "apflow-ppdb-"
 REQUESTS = frozenset(
     [
         *("open_visit", "await_turn", "objects", "history", "contains", "table"),
+        *("histories", "drp_objects", "load_drp_objects", "withdraw"),
         *("store", "settle", "pending", "mark_published"),
     ]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import hpgeom
 import numpy as np
@@ -46,3 +47,20 @@ def unit_vectors(ra_deg: ArrayLike, dec_deg: ArrayLike) -> NDArray[np.float64]:
 def chord(angle_arcsec: float) -> float:
     """Distance between two unit vectors that are an angle apart."""
     return 2.0 * math.sin(math.radians(angle_arcsec / 3600.0) / 2.0)
+
+
+def members(
+    ra_deg: NDArray[np.float64], dec_deg: NDArray[np.float64], regions: Sequence[Region]
+) -> list[NDArray[np.int64]]:
+    """Which positions lie in each of some regions: ascending indices.
+
+    Only those within a region's range of declination are looked at.
+    """
+    by_dec = np.argsort(dec_deg, kind="stable")
+    sorted_dec = dec_deg[by_dec]
+    inside = []
+    for region in regions:
+        dec, r = region.centre[1], region.radius_deg + 1e-6
+        band = by_dec[np.searchsorted(sorted_dec, dec - r) : np.searchsorted(sorted_dec, dec + r, "right")]
+        inside.append(np.sort(band[region.contains(ra_deg[band], dec_deg[band])]))
+    return inside

@@ -18,7 +18,7 @@ from apflow.errors import BadRequest, DataError
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
 from apflow.io.ppdb.sky_index import ORDER, chord, pixel_id, unit_vectors
-from apflow.io.ppdb.tables import SKY_TABLES
+from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, described, select_list
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.ledger import Outcome
@@ -184,22 +184,43 @@ def _write_ledger(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
 
 
 def _write_rows(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
-    for name in SKY_TABLES:
+    for name in BATCH_TABLES:
         rows = batch.rows[name].of(accepted)
         if not rows.num_rows:
             continue
         if name == "DiaObject":
-            execute(
-                con,
-                'UPDATE "DiaObject" o SET "validityEndMjdTai" = n."validityStartMjdTai" FROM new_rows n '
-                'WHERE o."diaObjectId" = n."diaObjectId" AND o."validityEndMjdTai" IS NULL',
-                new_rows=rows.select(["diaObjectId", "validityStartMjdTai"]),
-            )
+            _supersede(con, rows)
+        again = " ON CONFLICT DO NOTHING" if name == MATCHES else ""
         try:
-            execute(con, f'INSERT INTO "{name}" BY NAME SELECT * FROM new_rows', new_rows=rows)
+            execute(con, f'INSERT INTO "{name}" BY NAME SELECT * FROM new_rows{again}', new_rows=rows)
         except duckdb.ConstraintException as error:
             key = ", ".join(schema.table(name).primary_key)
             raise DataError(f"PPDB {name}: a row with this {key} is stored already: {error}") from error
+
+
+def _supersede(con: Any, versions: pa.Table) -> None:
+    """Close the current versions that others follow, and make these the last ones."""
+    execute(
+        con,
+        'UPDATE "DiaObject" o SET "validityEndMjdTai" = n."validityStartMjdTai" FROM new_rows n '
+        'WHERE o."diaObjectId" = n."diaObjectId" AND o."validityEndMjdTai" IS NULL',
+        new_rows=versions.select(["diaObjectId", "validityStartMjdTai"]),
+    )
+    names = [n for n in schema.table("DiaObjectLast").names if n != "diaObjectId"]
+    execute(
+        con,
+        f'INSERT INTO "DiaObjectLast" SELECT {select_list("DiaObjectLast")} FROM new_rows ON CONFLICT DO UPDATE SET '
+        + ", ".join(f'"{n}" = excluded."{n}"' for n in names),
+        new_rows=_last(versions),
+    )
+
+
+def _last(versions: pa.Table) -> pa.Table:
+    """The newest of each object, where two detectors of a batch made versions of one."""
+    ids, start = (versions.column(c).to_numpy() for c in ("diaObjectId", "validityStartMjdTai"))
+    order = np.lexsort([start, ids])
+    last = np.append(ids[order][1:] != ids[order][:-1], True)
+    return versions if last.all() else versions.take(pa.array(order[last]))
 
 
 def _write_outbox(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
@@ -232,7 +253,7 @@ def settle(con: Any, keys: Sequence[Key], outcomes: Sequence[Outcome]) -> None:
         "n_sources = greatest(excluded.n_sources, ledger.n_sources), "
         "n_alerts = greatest(excluded.n_alerts, ledger.n_alerts), "
         "arrived_unix = coalesce(excluded.arrived_unix, ledger.arrived_unix), "
-        "published_unix = coalesce(excluded.published_unix, ledger.published_unix) "
+        "published_unix = coalesce(ledger.published_unix, excluded.published_unix) "
         "WHERE ledger.state <> 'done' OR excluded.state = 'done'",
         outcomes=rows,
     )
@@ -242,3 +263,39 @@ def settle(con: Any, keys: Sequence[Key], outcomes: Sequence[Outcome]) -> None:
         for name in ("step", "start_unix", "stop_unix", "core_s", "worker"):
             table = table.append_column(name, pa.array([getattr(s, name) for _, s in steps]))
         execute(con, "INSERT INTO step_record SELECT * FROM steps ON CONFLICT DO NOTHING", steps=table)
+
+
+def load_drp_objects(con: Any, rows: pa.Table) -> None:
+    """Add DRP Objects, or put them in the place of those that have their ids."""
+    names = [n for n in described("DrpObject").names if n != "objectId"] + ["pixelId"]
+    execute(
+        con,
+        # In the order of the sky, so that a region lies in few places of the file.
+        'INSERT INTO "DrpObject" BY NAME SELECT * FROM new_rows ORDER BY "pixelId" ON CONFLICT DO UPDATE SET '
+        + ", ".join(f'"{n}" = excluded."{n}"' for n in names),
+        new_rows=rows,
+    )
+
+
+def withdraw(con: Any, ids: Sequence[int], mjd_tai: float) -> int:
+    """Withdraw DiaSources, and their alerts that have not left; gives the number of DiaSources."""
+    wanted = pa.table({"id": pa.array(ids, pa.int64())})
+    standing = query(
+        con,
+        'SELECT "diaSourceId" AS id FROM "DiaSource" '
+        'WHERE "timeWithdrawnMjdTai" IS NULL AND "diaSourceId" IN (SELECT id FROM wanted)',
+        wanted=wanted,
+    )
+    execute(
+        con,
+        f'UPDATE "DiaSource" SET "timeWithdrawnMjdTai" = {float(mjd_tai)!r} '
+        'WHERE "diaSourceId" IN (SELECT id FROM standing)',
+        standing=standing,
+    )
+    execute(
+        con,
+        f"UPDATE outbox SET withdrawn_mjd_tai = {float(mjd_tai)!r} WHERE published_unix IS NULL "
+        "AND withdrawn_mjd_tai IS NULL AND alert_id IN (SELECT id FROM wanted)",
+        wanted=wanted,
+    )
+    return int(standing.num_rows)

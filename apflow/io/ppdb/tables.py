@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from apflow.io.ppdb.own_tables import OWN
 from apflow.io.ppdb.sky_index import pixel_id
 from apflow.model import schema
+from apflow.model.schema import Column, Table
 
-#: Tables of apdb.yaml that are kept so far.
-APDB_TABLES = ("DiaObject", "DiaSource", "DiaForcedSource", "metadata")
-SKY_TABLES = APDB_TABLES[:3]
-#: Layout of the tables that apdb.yaml does not know; raise it when they change.
-LAYOUT = "1"
+#: Tables of apdb.yaml that hold rows with a position and its pixelId.
+SKY_TABLES = ("DiaObject", "DiaSource", "DiaForcedSource")
+MATCHES = "DiaObject_To_Object_Match"
+#: Tables that a batch is written to.
+BATCH_TABLES = (*SKY_TABLES, MATCHES)
+#: Tables of apdb.yaml that are kept.
+APDB_TABLES = (
+    *BATCH_TABLES,
+    "DiaObjectLast",
+    "SSObject",
+    "SSSource",
+    "mpc_orbits",
+    "DetectorVisitProcessingSummary",
+    "metadata",
+)
+OWN_TABLES = tuple(OWN)
+#: Layout of what apdb.yaml does not say; raise it when it changes.
+LAYOUT = "2"
 
+#: Tables that also have pixelId.
+_INDEXED = (*SKY_TABLES, "DrpObject")
+#: Keys that apdb.yaml does not give: a row of these is not to be stored twice either.
+_KEYS = {MATCHES: ("diaObjectId", "objectId"), "DetectorVisitProcessingSummary": ("visit", "detector")}
 _TYPES = {
     "double": "DOUBLE",
     "float": "FLOAT",
@@ -23,94 +46,122 @@ _TYPES = {
     "int": "INTEGER",
     "short": "SMALLINT",
     "boolean": "BOOLEAN",
+    "timestamp": "TIMESTAMP",
 }
 
-_OWN_TABLES = (
-    """CREATE TABLE ledger (
-        instrument VARCHAR NOT NULL, visit BIGINT NOT NULL, detector SMALLINT NOT NULL,
-        state VARCHAR NOT NULL, cause VARCHAR, step VARCHAR,
-        n_sources INTEGER NOT NULL DEFAULT 0, n_alerts INTEGER NOT NULL DEFAULT 0,
-        arrived_unix DOUBLE, stored_unix DOUBLE, published_unix DOUBLE,
-        deadline_unix DOUBLE, region VARCHAR,
-        PRIMARY KEY (instrument, visit, detector))""",
-    """CREATE TABLE outbox (
-        alert_id BIGINT PRIMARY KEY, object_id BIGINT NOT NULL, visit BIGINT NOT NULL, detector SMALLINT NOT NULL,
-        "file" VARCHAR NOT NULL, "offset" BIGINT NOT NULL, "length" BIGINT NOT NULL, "checksum" BIGINT NOT NULL,
-        published_unix DOUBLE)""",
-    """CREATE TABLE step_record (
-        instrument VARCHAR NOT NULL, visit BIGINT NOT NULL, detector SMALLINT NOT NULL,
-        step VARCHAR NOT NULL, start_unix DOUBLE NOT NULL, stop_unix DOUBLE NOT NULL,
-        core_s DOUBLE NOT NULL, worker VARCHAR NOT NULL,
-        PRIMARY KEY (instrument, visit, detector, step, start_unix))""",
-    """CREATE TABLE column_info (
-        table_name VARCHAR NOT NULL, column_name VARCHAR NOT NULL, "position" INTEGER NOT NULL,
-        datatype VARCHAR NOT NULL, unit VARCHAR NOT NULL, description VARCHAR NOT NULL, nullable BOOLEAN NOT NULL,
-        PRIMARY KEY (table_name, column_name))""",
-)
-OWN_TABLES = ("ledger", "outbox", "step_record", "column_info")
+
+def described(name: str) -> Table:
+    """A table of the PPDB as it is described: of apdb.yaml, or one of our own."""
+    return OWN[name] if name in OWN else schema.table(name)
+
+
+def key_of(name: str) -> tuple[str, ...]:
+    """The columns that no two rows of a table share."""
+    return _KEYS.get(name) or described(name).primary_key
 
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def create_statements() -> list[str]:
-    """SQL that makes an empty PPDB, units and descriptions included."""
-    statements = list(_OWN_TABLES)
-    for name in APDB_TABLES:
-        table = schema.table(name)
-        columns = [
-            f'"{c.name}" {_TYPES.get(c.datatype, "VARCHAR")}{"" if c.nullable else " NOT NULL"}' for c in table.columns
-        ]
-        if name in SKY_TABLES:
+def create_statements(names: Iterable[str] = (*APDB_TABLES, *OWN_TABLES)) -> list[str]:
+    """SQL that makes tables, units and descriptions included.
+
+    ``column_info`` must be there when the statements on others are run.
+    """
+    statements = []
+    for name in sorted(names, key=lambda n: n != "column_info"):
+        table = described(name)
+        columns = [_column_sql(c) for c in table.columns]
+        if name in _INDEXED:
             columns.append('"pixelId" BIGINT NOT NULL')
-        key = ", ".join(f'"{c}"' for c in table.primary_key)
+        key = ", ".join(f'"{c}"' for c in key_of(name))
         statements.append(f'CREATE TABLE "{name}" ({", ".join(columns)}, PRIMARY KEY ({key}))')
         statements.append(f'COMMENT ON TABLE "{name}" IS {_literal(table.description)}')
-        info = []
-        for i, c in enumerate(table.columns):
-            text = f"[{c.unit}] {c.description}" if c.unit else c.description
-            statements.append(f'COMMENT ON COLUMN "{name}"."{c.name}" IS {_literal(text)}')
-            texts = ", ".join(_literal(t) for t in (c.datatype, c.unit, c.description))
-            info.append(f"({_literal(name)}, {_literal(c.name)}, {i}, {texts}, {c.nullable})")
-        statements.append(f"INSERT INTO column_info VALUES {', '.join(info)}")
-    for key, value in (("version:schema", schema.version()), ("version:layout", LAYOUT)):
-        statements.append(f"INSERT INTO metadata VALUES ({_literal(key)}, {_literal(value)})")
+        statements += [s for i in range(len(table.columns)) for s in describe_statements(name, i)]
     return statements
 
 
+def _column_sql(column: Column) -> str:
+    default = " DEFAULT 0" if column.name in ("n_sources", "n_alerts") else ""
+    return f'"{column.name}" {_TYPES.get(column.datatype, "VARCHAR")}{"" if column.nullable else " NOT NULL"}{default}'
+
+
+def describe_statements(name: str, i: int) -> tuple[str, str]:
+    """SQL that gives the i-th column of a table its unit and description."""
+    c = described(name).columns[i]
+    text = f"[{c.unit}] {c.description}" if c.unit else c.description
+    row = ", ".join(_literal(t) for t in (c.datatype, c.unit, c.description))
+    return (
+        f'COMMENT ON COLUMN "{name}"."{c.name}" IS {_literal(text)}',
+        f"INSERT INTO column_info VALUES ({_literal(name)}, {_literal(c.name)}, {i}, {row}, {c.nullable})",
+    )
+
+
+def stamp_statements() -> list[str]:
+    """SQL that notes the versions of the schema and of the layout."""
+    versions = {"version:schema": schema.version(), "version:layout": LAYOUT}
+    return [f"INSERT OR REPLACE INTO metadata VALUES ({_literal(k)}, {_literal(v)})" for k, v in versions.items()]
+
+
 def select_list(name: str) -> str:
-    """The columns of an apdb.yaml table, for SELECT."""
-    return ", ".join(f'"{c}"' for c in schema.table(name).names)
+    """The described columns of a table, for SELECT."""
+    return ", ".join(f'"{c}"' for c in described(name).names)
 
 
 def to_arrow(frame: pd.DataFrame, name: str) -> pa.Table:
-    """A conforming frame as Arrow, with pixelId; NaN becomes null."""
+    """A conforming frame as Arrow, with pixelId where the table has it; NaN becomes null."""
     columns = {c: pa.array(values, from_pandas=True) for c, values in schema.bare(frame).items()}
-    if name in SKY_TABLES:
+    if name in _INDEXED:
         columns["pixelId"] = pa.array(pixel_id(frame["ra"].to_numpy(), frame["dec"].to_numpy()))
     return pa.table(columns)
 
 
-def to_frame(rows: pa.Table, name: str) -> pd.DataFrame:
-    """Rows of an apdb.yaml table as a conforming frame; null becomes NaN in float columns."""
-    table = schema.table(name)
+def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -> pd.DataFrame:
+    """Rows of an apdb.yaml table as a conforming frame; null becomes NaN in float columns.
+
+    Parameters
+    ----------
+    rows, name
+        Arrow table with the columns of the table `name`, and perhaps more.
+    take : `numpy.ndarray`, optional
+        Which rows, in which order; default: all.
+    """
+    table = described(name)
     data = {
-        c.name: _to_pandas(rows.column(c.name), c.dtype, dtype)
+        c.name: _to_pandas(rows.column(c.name), c.dtype, dtype, take)
         for c, dtype in zip(table.columns, table.dtypes, strict=True)
     }
-    frame = pd.DataFrame(data)
-    frame.attrs = schema.attrs(name)
+    # Columns stay apart: a visit's history is cut into detectors, and putting like columns together copies it.
+    frame = pd.DataFrame(data, copy=take is None)
+    if name not in OWN:
+        frame.attrs = schema.attrs(name)
     return frame
 
 
-def _to_pandas(column: pa.ChunkedArray, dtype: str, pandas_dtype: Any) -> Any:
+def cut(rows: pa.Table, take: NDArray[np.int64], offsets: NDArray[np.int64], name: str) -> list[pd.DataFrame]:
+    """Rows of a table as one frame for each detector: ``rows[take[offsets[i]:offsets[i + 1]]]``."""
+    whole = schema.bare(to_frame(rows, name, take))
+    frames = []
+    for start, stop in itertools.pairwise(offsets.tolist()):
+        frame = whole.iloc[start:stop]
+        frame.index = pd.RangeIndex(stop - start)
+        if name not in OWN:
+            frame.attrs = schema.attrs(name)
+        frames.append(frame)
+    return frames
+
+
+def _to_pandas(column: pa.ChunkedArray, dtype: str, pandas_dtype: Any, take: NDArray[np.int64] | None) -> Any:
     values = column.combine_chunks()
     if dtype == "str":
-        return pd.array(values.to_pylist(), dtype=pandas_dtype)
+        return pd.array((values if take is None else values.take(pa.array(take))).cast(pa.string()), dtype=pandas_dtype)
     if not dtype[0].isupper() and dtype != "boolean":
-        return values.to_numpy(zero_copy_only=False)
+        plain = values.to_numpy(zero_copy_only=False)
+        return plain if take is None else plain[take]
     null = values.is_null().to_numpy(zero_copy_only=False)
     filled = values.fill_null(False if dtype == "boolean" else 0).to_numpy(zero_copy_only=False)
+    if take is not None:
+        null, filled = null[take], filled[take]
     make = pd.arrays.BooleanArray if dtype == "boolean" else pd.arrays.IntegerArray
-    return make(filled, null, copy=True)
+    return make(filled, null, copy=take is None)

@@ -1,43 +1,35 @@
 """The alert archive: every packet, durable before the database commits.
 
 ``file:///dir`` holds one folder a night, and in it one Avro container file for
-each writing process; `apflow.io.alerts.container` says how a datum is found in
-it. A packet's place is its `~apflow.model.products.OutboxRow`.
+each writing process, compressed alert by alert, with an index beside it. A
+packet's place is its `~apflow.model.products.OutboxRow`: offset and length are
+those of the compressed datum, the checksum is that of the datum itself.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import io
-import os
-import socket
 import threading
 import urllib.parse
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import fastavro
+import numpy as np
 
 from apflow.errors import BadRequest, DataError, ServiceError
 from apflow.io.alerts import container
-from apflow.io.alerts.schema import AlertSchema, load_schema
+from apflow.io.alerts.index import read_index
+from apflow.io.alerts.night import NightFile
+from apflow.io.alerts.schema import load_schema
+from apflow.model.ids import day_obs_of
 from apflow.model.products import OutboxRow, Packet
 
 _OPEN_NIGHTS = 2
-
-
-@dataclass(eq=False)
-class _Night:
-    """A container file that this process appends to."""
-
-    file: BinaryIO
-    name: str  # relative to the archive
-    sync: bytes
-    end: int
 
 
 class Archive:
@@ -60,8 +52,10 @@ class Archive:
         self.root = archive_root(url)
         self.url = url
         self._schema = load_schema(schema_version)
-        self._nights: dict[int, _Night] = {}
+        self._nights: dict[int, NightFile] = {}
+        self._codecs: dict[str, str] = {}
         self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._nights)  # nobody closes the archive that a process shares
 
     def __enter__(self) -> Self:
         return self
@@ -72,9 +66,8 @@ class Archive:
     def close(self) -> None:
         """Close the files; the next append opens them again."""
         with self._lock:
-            for night in self._nights.values():
-                night.file.close()
-            self._nights.clear()
+            while self._nights:
+                self._forget(next(iter(self._nights)))
 
     def append(self, packets: Sequence[Packet], visit: int, detector: int, day_obs: int) -> list[OutboxRow]:
         """Make packets of one detector-visit durable; see `append_batch`."""
@@ -107,7 +100,7 @@ class Archive:
         with self._lock:
             try:
                 night = self._night(day_obs)
-                return _append(night, named)
+                return night.append(named)
             except OSError as error:
                 self._forget(day_obs)
                 raise ServiceError(
@@ -131,24 +124,38 @@ class Archive:
         for name in dict.fromkeys(r.file for r in rows):
             try:
                 with open(self.root / name, "rb") as file:
+                    codec = self._codec(file, name)
                     for i, row in enumerate(rows):
                         if row.file == name:
-                            data[i] = _read(file, row)
+                            data[i] = _read(file, row, codec)
             except OSError as error:
                 raise DataError(f"alert archive {self.url}: {name}: {error.strerror}") from error
         return data
 
-    def _night(self, day_obs: int) -> _Night:
+    def _codec(self, file: BinaryIO, name: str) -> str:
+        if name not in self._codecs:
+            head = container.read_header(file, name)
+            if head is None:
+                raise DataError(f"alert archive {self.url}: {name} is cut off within its header")
+            self._codecs[name] = head.codec
+        return self._codecs[name]
+
+    def _night(self, day_obs: int) -> NightFile:
         if day_obs not in self._nights:
             while len(self._nights) >= _OPEN_NIGHTS:
                 self._forget(next(iter(self._nights)))
-            self._nights[day_obs] = _open_night(self.root, day_obs, self._schema)
+            self._nights[day_obs] = NightFile(self.root, day_obs, self._schema)
         return self._nights[day_obs]
 
     def _forget(self, day_obs: int) -> None:
         night = self._nights.pop(day_obs, None)
         if night is not None:
-            night.file.close()
+            night.close()
+
+
+def _close(nights: dict[int, NightFile]) -> None:
+    for night in nights.values():
+        night.close()
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,6 +184,44 @@ def nights(url: str) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
 
 
+def find(
+    url: str,
+    *,
+    night: int | None = None,
+    visit: int | None = None,
+    detector: int | None = None,
+    alert_ids: Sequence[int] | None = None,
+    object_id: int | None = None,
+) -> list[OutboxRow]:
+    """Where alerts are, by what the indexes say; all conditions given must hold.
+
+    Rows come night by night, file by file, in the order in which they were
+    written. A batch that was appended again after a crash or a lost race comes
+    twice: the outbox knows which of the two was announced.
+
+    Raises
+    ------
+    BadRequest
+        The archive has no such night.
+    DataError
+        A file of the archive is not an Avro container, or damaged.
+    """
+    chosen = nights(url) if night is None else [_existing(url, night)]
+    if visit is not None:
+        chosen = [n for n in chosen if n == day_obs_of(visit)]
+    rows = []
+    for path in (p for n in chosen for p in _files(url, n)):
+        entries = read_index(path)
+        keep = np.ones(len(entries), bool)
+        for column, value in (("visit", visit), ("detector", detector), ("diaObjectId", object_id)):
+            if value is not None:
+                keep &= entries[column] == value
+        if alert_ids is not None:
+            keep &= np.isin(entries["diaSourceId"], np.asarray(alert_ids, np.int64))
+        rows += [_row(f"{path.parent.name}/{path.name}", entry) for entry in entries[keep].tolist()]
+    return rows
+
+
 def read_night(url: str, day_obs: int) -> Iterator[dict[str, Any]]:
     """Alerts of a night as records, file by file in the order in which they were written.
 
@@ -189,118 +234,47 @@ def read_night(url: str, day_obs: int) -> Iterator[dict[str, Any]]:
     BadRequest
         The archive has no such night.
     DataError
-        A file of the archive is not an Avro container.
+        A file of the archive is not an Avro container, or damaged.
     """
-    folder = archive_root(url) / str(day_obs)
-    if not folder.is_dir():
-        known = ", ".join(map(str, nights(url))) or "none, the archive is empty"
-        raise BadRequest(f"alert archive {url} has no night {day_obs}; accepted: {known}")
-    for path in sorted(folder.glob("*.avro")):
+    _existing(url, day_obs)
+    for path in _files(url, day_obs):
         with path.open("rb") as file:
-            found = container.read_header(file, str(path))
-            if found is None:
+            head = container.read_header(file, str(path))
+            if head is None:
                 continue
-            schema, sync = found
-            for offset, length in container.walk(file, sync):
+            for offset, length in container.walk(file, head.sync):
                 file.seek(offset)
-                record: Any = fastavro.schemaless_reader(io.BytesIO(file.read(length)), schema, None)
+                datum = container.expand(file.read(length), head.codec)
+                record: Any = fastavro.schemaless_reader(io.BytesIO(datum), head.schema, None)
                 yield record
 
 
-def _read(file: BinaryIO, row: OutboxRow) -> bytes:
+def _existing(url: str, day_obs: int) -> int:
+    if not (archive_root(url) / str(day_obs)).is_dir():
+        known = ", ".join(map(str, nights(url))) or "none, the archive is empty"
+        raise BadRequest(f"alert archive {url} has no night {day_obs}; accepted: {known}")
+    return day_obs
+
+
+def _files(url: str, day_obs: int) -> list[Path]:
+    return sorted((archive_root(url) / str(day_obs)).glob("*.avro"))
+
+
+def _row(name: str, entry: tuple[int, ...]) -> OutboxRow:
+    alert_id, object_id, visit, detector, checksum, length, offset = entry
+    return OutboxRow(alert_id, object_id, visit, detector, name, offset, length, checksum)
+
+
+def _read(file: BinaryIO, row: OutboxRow, codec: str) -> bytes:
+    where = f"alert {row.alert_id}: the {row.length} bytes at {row.offset} of {row.file} are not those written"
     file.seek(row.offset)
-    datum = file.read(row.length)
-    if len(datum) != row.length or zlib.crc32(datum) != row.checksum:
-        raise DataError(
-            f"alert {row.alert_id}: the {row.length} bytes at {row.offset} of {row.file} are not those written "
-            f"(crc32 {zlib.crc32(datum):08x}, {row.checksum:08x} accepted)"
-        )
+    payload = file.read(row.length)
+    if len(payload) != row.length:
+        raise DataError(f"{where}: the file ends after {len(payload)} of them")
+    try:
+        datum = container.expand(payload, codec)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if zlib.crc32(datum) != row.checksum:
+        raise DataError(f"{where} (crc32 {zlib.crc32(datum):08x}, {row.checksum:08x} accepted)")
     return datum
-
-
-def _append(night: _Night, named: Sequence[tuple[Packet, int, int]]) -> list[OutboxRow]:
-    rows: list[OutboxRow] = []
-    parts: list[bytes] = []
-    end = night.end
-    for packet, visit, detector in named:
-        block = container.block(packet.datum, night.sync)
-        rows.append(
-            OutboxRow(
-                packet.alert_id,
-                packet.object_id,
-                visit,
-                detector,
-                night.name,
-                end + len(block[0]),
-                len(packet.datum),
-                zlib.crc32(packet.datum),
-            )
-        )
-        parts += block
-        end += sum(map(len, block))
-    try:
-        night.file.seek(night.end)
-        _write(night.file, b"".join(parts))
-    except OSError:
-        os.ftruncate(night.file.fileno(), night.end)
-        raise
-    night.end = end
-    return rows
-
-
-def _open_night(root: Path, day_obs: int, schema: AlertSchema) -> _Night:
-    """This process's file of a night, ready to append: an unfinished tail cut off, or a new file begun."""
-    folder = root / str(day_obs)
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"alerts-v{schema.version.replace('.', '_')}-{socket.gethostname()}-{os.getpid()}"
-    for attempt in range(1000):
-        path = folder / (f"{stem}.avro" if not attempt else f"{stem}-{attempt}.avro")
-        # Unbuffered, so that bytes that could not be written are not tried again on closing.
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sync, end = _resume(file, path, schema)
-        except (BlockingIOError, DataError):
-            file.close()  # another writer's, or not a container: leave it alone
-            continue
-        except OSError:
-            file.close()
-            raise
-        for directory in (folder, root, root.parent):
-            _sync_directory(directory)
-        return _Night(file, f"{day_obs}/{path.name}", sync, end)
-    raise ServiceError(f"alert archive {folder}: a thousand files of {stem} are in use")
-
-
-def _resume(file: BinaryIO, path: Path, schema: AlertSchema) -> tuple[bytes, int]:
-    """Sync marker and end of the whole blocks; what follows them is cut off."""
-    head, sync = container.header(schema)
-    if os.fstat(file.fileno()).st_size < len(head):  # new, or cut off within the header: nothing was announced of it
-        file.truncate(0)
-        file.seek(0)
-        _write(file, head)
-    else:
-        found = container.read_header(file, str(path))
-        if found is None:
-            raise DataError(f"alert archive {path}: the header cannot be read")
-        sync = found[1]
-        for _ in container.walk(file, sync):
-            pass
-        file.truncate()
-    return sync, file.tell()
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of the data, and wait until it is on the disk."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-    os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

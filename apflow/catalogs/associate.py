@@ -1,4 +1,4 @@
-"""Association of new DiaSources with known DiaObjects."""
+"""Association of new DiaSources with Solar System objects and known DiaObjects."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import math
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from apflow.catalogs.diaobject import new_versions
-from apflow.catalogs.positions import offsets_arcsec, position_variance, unit_vectors
+from apflow.catalogs.drp import nearest_drp
+from apflow.catalogs.matching import best_pairs
+from apflow.catalogs.positions import Places, neighbours, pair_cost
 from apflow.errors import DataError
 from apflow.model import schema
 from apflow.model.products import Associated, History
-from apflow.model.region import Region
 
 I8 = NDArray[np.int64]
-F8 = NDArray[np.float64]
 
 _POSITION = ["ra", "dec", "raErr", "decErr", "ra_dec_Cov"]
+#: The store computes separations its own way: what it may call within the radius must be in the guard.
+_GUARD_REACH = 1.0 + 1e-4
 
 
 def associate(
@@ -32,30 +30,39 @@ def associate(
     radius_arcsec: float,
     position_floor_arcsec: float,
     max_new_objects: int,
-    region: Region,
+    history_days: float = 365.0,
+    ss_objects: pd.DataFrame | None = None,
 ) -> Associated:
-    """Give each DiaSource its DiaObject: the match of least total cost.
+    """Give each DiaSource its SSObject or its DiaObject: the match of least total cost.
 
     A pair within `radius_arcsec` costs ``0.5 chi^2 + 0.5 ln(det C)`` where C
     is the sum of both position covariances and of `position_floor_arcsec`
-    squared (minus twice the log-likelihood of Sutherland & Saunders 1992, up
-    to constants). A source left alone costs what a pair at the radius costs
-    with errors at the floor, and becomes a new DiaObject with its own id.
+    squared. A source left alone costs what a pair at the radius costs with
+    errors at the floor, which no pair within the radius exceeds: so a source
+    is left alone only where its object goes to a better one. Sources of Solar
+    System objects go first and have no DiaObject; what is left alone becomes a
+    new DiaObject with the source's own id. The order of rows does not matter.
 
     Parameters
     ----------
     sources : `pandas.DataFrame`
-        DiaSources with final diaSourceId; any diaObjectId is replaced.
+        DiaSources with final diaSourceId; ids of objects are replaced.
     history : `History`
         Of the region and a margin that exceeds the radius and the pointing error.
-    region : `Region`
-        The detector: known objects in it, and those within the radius of a
-        source, enter the guard that the PPDB checks when it stores.
+    max_new_objects : `int`
+        The circuit breaker, before anything is written.
+    history_days : `float`
+        How far the history reaches back from the visit.
+    ss_objects : `pandas.DataFrame`, optional
+        Positions of Solar System objects predicted for the visit: ssObjectId,
+        ra, dec, raErr and decErr (degrees).
 
     Returns
     -------
     `Associated`
-        Sources in the order given, new DiaObject versions ordered by id.
+        Sources in the order given, new DiaObject versions ordered by id, DRP
+        Objects near each new DiaObject. The guard names the known DiaObjects
+        within the radius of a source, matched or not, and no others.
 
     Raises
     ------
@@ -63,69 +70,62 @@ def associate(
         More than `max_new_objects` would be made: the subtraction failed.
     """
     frame = schema.conform(sources, "DiaSource")
-    order = np.argsort(frame["diaSourceId"].to_numpy(), kind="stable")
+    ids = frame["diaSourceId"].to_numpy()
+    order = np.argsort(ids, kind="stable")
     # Few columns and no attrs: taking rows of a hundred columns costs more than matching them.
-    ordered = schema.bare(frame[["diaSourceId", *_POSITION]]).iloc[order]
+    found = Places.of(schema.bare(frame[_POSITION])).take(order)
     objects = schema.bare(history.objects[["diaObjectId", "validityStartMjdTai", *_POSITION]])
     objects = objects.sort_values("diaObjectId", kind="stable", ignore_index=True)
-    near = _neighbours(ordered, objects, radius_arcsec)
-    matched = _match(ordered, objects, near, radius_arcsec, position_floor_arcsec)
-    n_new = int((matched < 0).sum())
-    if n_new > max_new_objects:
-        raise DataError(f"{n_new} DiaSources would make new DiaObjects; accepted: at most {max_new_objects} a detector")
-    ids = ordered["diaSourceId"].to_numpy().copy()
-    known = objects["diaObjectId"].to_numpy(np.int64)
-    ids[matched >= 0] = known[matched[matched >= 0]]
-    back = np.empty(len(order), np.int64)
-    back[order] = ids
-    frame["diaObjectId"] = pd.array(back, dtype="Int64")
-    guarded = region.contains(objects["ra"].to_numpy(), objects["dec"].to_numpy())
-    guarded[near[1]] = True
+    places, known = Places.of(objects), objects["diaObjectId"].to_numpy(np.int64)
+    limits = radius_arcsec, position_floor_arcsec
+
+    moving = _moving(found, ss_objects, *limits)
+    matched = _match(found, places, moving == 0, *limits)
+    fresh = (matched < 0) & (moving == 0)
+    if fresh.sum() > max_new_objects:
+        raise DataError(
+            f"{fresh.sum()} DiaSources would make new DiaObjects; accepted: at most {max_new_objects} a detector"
+        )
+    owner = np.where(moving == 0, ids[order], 0)
+    owner[matched >= 0] = known[matched[matched >= 0]]
+    frame["diaObjectId"], frame["ssObjectId"] = (_column(v, order) for v in (owner, moving))
+
+    near = np.unique(neighbours(found, places, radius_arcsec * _GUARD_REACH)[1])
     starts = objects["validityStartMjdTai"].to_numpy()
-    guard = {int(k): float(s) for k, s in zip(known[guarded], starts[guarded], strict=True)}
-    versions = new_versions(frame, history, position_floor_arcsec=position_floor_arcsec)
-    return Associated(frame, versions, guard)
+    guard = dict(zip(known[near].tolist(), starts[near].tolist(), strict=True))
+    versions = new_versions(frame, history, position_floor_arcsec=position_floor_arcsec, history_days=history_days)
+    new = versions[np.isin(versions["diaObjectId"], owner[fresh])]
+    return Associated(
+        frame, versions, guard, nearest_drp(new, history.drp, position_floor_arcsec=position_floor_arcsec)
+    )
 
 
-def _neighbours(sources: pd.DataFrame, objects: pd.DataFrame, radius_arcsec: float) -> tuple[I8, I8]:
-    """Indices (source, object) of all pairs within the radius."""
-    if not len(sources) or not len(objects):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    chord = 2.0 * math.sin(math.radians(radius_arcsec / 3600.0) / 2.0)
-    tree = cKDTree(unit_vectors(objects["ra"].to_numpy(), objects["dec"].to_numpy()))
-    found = tree.query_ball_point(unit_vectors(sources["ra"].to_numpy(), sources["dec"].to_numpy()), chord)
-    counts = [len(f) for f in found]
-    return np.repeat(np.arange(len(sources)), counts), np.array([j for f in found for j in sorted(f)], np.int64)
+def _column(values: I8, order: I8) -> pd.api.extensions.ExtensionArray:
+    """Ids of the ordered sources as a column of the given ones; 0 is null."""
+    back = np.empty(len(order), np.int64)
+    back[order] = values
+    return pd.arrays.IntegerArray(back, back == 0)
 
 
-def _match(sources: pd.DataFrame, objects: pd.DataFrame, near: tuple[I8, I8], radius: float, floor: float) -> I8:
-    """Index of the object of each source, -1 for none."""
-    matched = np.full(len(sources), -1, np.int64)
-    i, j = near
-    if not len(i):
-        return matched
-    cost = _cost(sources.iloc[i], objects.iloc[j], floor)
+def _match(sources: Places, objects: Places, free: NDArray[np.bool_], radius: float, floor: float) -> I8:
+    """Index of the object of each source, -1 for none; only `free` sources are matched."""
+    i, j = neighbours(sources, objects, radius)
+    i, j = i[free[i]], j[free[i]]
     alone = 0.5 * (radius / floor) ** 2 + math.log(floor**2)
-    n = len(sources) + len(objects)
-    graph = coo_array((np.ones(len(i)), (i, len(sources) + j)), shape=(n, n))
-    _, label = connected_components(graph, directed=False)
-    by_group = np.argsort(label[i], kind="stable")
-    for pairs in np.split(by_group, np.flatnonzero(np.diff(label[i][by_group])) + 1):
-        own, row = np.unique(i[pairs], return_inverse=True)
-        theirs, column = np.unique(j[pairs], return_inverse=True)
-        table = np.full((len(own), len(theirs) + len(own)), np.inf)
-        table[row, column] = cost[pairs]
-        table[np.arange(len(own)), len(theirs) + np.arange(len(own))] = alone
-        rows, columns = linear_sum_assignment(table)
-        taken = columns < len(theirs)
-        matched[own[rows[taken]]] = theirs[columns[taken]]
+    chosen = best_pairs(i, j, pair_cost(sources.take(i), objects.take(j), floor), alone)
+    matched = np.full(len(sources), -1, np.int64)
+    matched[i[chosen]] = j[chosen]
     return matched
 
 
-def _cost(sources: pd.DataFrame, objects: pd.DataFrame, floor_arcsec: float) -> F8:
-    """Cost of pairs, row by row."""
-    x, y = offsets_arcsec(*(f[c].to_numpy() for f in (sources, objects) for c in ("ra", "dec")))
-    (xx1, yy1, xy1), (xx2, yy2, xy2) = position_variance(sources), position_variance(objects)
-    xx, yy, xy = xx1 + xx2 + floor_arcsec**2, yy1 + yy2 + floor_arcsec**2, xy1 + xy2
-    det = xx * yy - xy * xy
-    return np.asarray(0.5 * (yy * x * x - 2.0 * xy * x * y + xx * y * y) / det + 0.5 * np.log(det))
+def _moving(sources: Places, ss_objects: pd.DataFrame | None, radius: float, floor: float) -> I8:
+    """ssObjectId of each source, 0 for none."""
+    if ss_objects is None or not len(ss_objects):
+        return np.zeros(len(sources), np.int64)
+    missing = {"ssObjectId", "ra", "dec", "raErr", "decErr"}.difference(ss_objects.columns)
+    if missing:
+        raise DataError(f"SSObject positions lack column {min(missing)!r}; needed: ssObjectId, ra, dec, raErr, decErr")
+    table = ss_objects.sort_values("ssObjectId", kind="stable").reindex(columns=["ssObjectId", *_POSITION])
+    matched = _match(sources, Places.of(table), np.ones(len(sources), bool), radius, floor)
+    ids = table["ssObjectId"].to_numpy(np.int64)
+    return np.where(matched >= 0, ids[matched], 0)

@@ -1,4 +1,4 @@
-"""DiaForcedSource rows from fluxes measured at the places of DiaObjects."""
+"""Which DiaObjects are forced in a visit, and the DiaForcedSource rows of their fluxes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ from numpy.typing import ArrayLike
 from apflow.errors import DataError
 from apflow.model import schema
 from apflow.model.ids import source_id
+from apflow.model.products import Associated, History
+
+
+def to_be_forced(associated: Associated, history: History, *, min_sources: int, min_reliability: float) -> pd.DataFrame:
+    """DiaObjects whose flux is measured in a visit, wherever it detected them or not.
+
+    All that the visit detected, since their alerts tell the forced history up
+    to now; and of the others those with at least `min_sources` DiaSources of
+    which the best is not known to be less reliable than `min_reliability`. A
+    DiaObject carries no reliability, and the history has sources only of those
+    near a new one: of all others none is known, and the rule lets them pass.
+
+    Returns
+    -------
+    `pandas.DataFrame`
+        diaObjectId, ra, dec; the newest version's position.
+    """
+    columns = ["diaObjectId", "ra", "dec"]
+    detected = schema.bare(associated.objects[columns])
+    known = schema.bare(history.objects[[*columns, "nDiaSources"]])
+    past = schema.bare(history.sources[["diaObjectId", "reliability"]]).dropna()
+    best = past.groupby("diaObjectId")["reliability"].max()
+    doubtful = best.index[best < min_reliability]
+    left_out = known["diaObjectId"].isin(detected["diaObjectId"]) | known["diaObjectId"].isin(doubtful)
+    rest = known.loc[~left_out & (known["nDiaSources"] >= min_sources), columns]
+    return pd.concat([f for f in (rest, detected) if len(f)] or [detected], ignore_index=True)
 
 
 def forced_rows(

@@ -1,12 +1,19 @@
-"""Positions in catalogues: unit vectors, small offsets, covariances."""
+"""Positions in catalogues: unit vectors, small offsets, covariances, neighbours."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
 _ARCSEC = 3600.0
 
 
@@ -26,12 +33,88 @@ def offsets_arcsec(ra1_deg: ArrayLike, dec1_deg: ArrayLike, ra2_deg: ArrayLike, 
     return east * scale, north * scale
 
 
-def position_variance(frame: pd.DataFrame) -> tuple[F8, F8, F8]:
-    """Variances and covariance (East East, North North, East North) in arcsec^2.
+def moved(ra_deg: F8, dec_deg: F8, east_arcsec: F8, north_arcsec: F8) -> tuple[F8, F8]:
+    """Positions (ra in [0, 360), dec; degrees) at small offsets from others: undoes `offsets_arcsec`."""
+    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
+    east, north = np.radians(east_arcsec / _ARCSEC), np.radians(north_arcsec / _ARCSEC)
+    radial = np.cos(dec) - north * np.sin(dec)
+    x, y = radial * np.cos(ra) - east * np.sin(ra), radial * np.sin(ra) + east * np.cos(ra)
+    new_ra = np.degrees(np.arctan2(y, x)) % 360.0
+    # A tiny negative angle comes out of the modulo as 360 itself.
+    new_ra = np.where(new_ra >= 360.0, 0.0, new_ra)
+    return new_ra, np.degrees(np.arctan2(np.sin(dec) + north * np.cos(dec), np.hypot(x, y)))
 
-    raErr and ra_dec_Cov are along the sky, that is with cos(dec) in them;
-    unknown ones count as 0, and so does a covariance that the errors do not allow.
+
+def inverse(xx: F8, yy: F8, xy: F8) -> tuple[F8, F8, F8]:
+    """Inverse of symmetric 2 x 2 matrices, given and returned as (xx, yy, xy)."""
+    det = xx * yy - xy * xy
+    return yy / det, xx / det, -xy / det
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Positions with their covariances, row by row.
+
+    `ra` and `dec` in degrees; `xx`, `yy`, `xy` are the variances towards East
+    and North and their covariance, arcsec^2, with cos(dec) in them.
     """
-    east, north = (np.nan_to_num(frame[c].to_numpy(np.float64)) * _ARCSEC for c in ("raErr", "decErr"))
-    covariance = np.nan_to_num(frame["ra_dec_Cov"].to_numpy(np.float64)) * _ARCSEC**2
-    return east**2, north**2, np.where(np.abs(covariance) < east * north, covariance, 0.0)
+
+    ra: F8
+    dec: F8
+    xx: F8
+    yy: F8
+    xy: F8
+
+    @classmethod
+    def of(cls, table: pd.DataFrame | Mapping[str, Any]) -> Self:
+        """Places of rows with ra, dec, raErr, decErr and ra_dec_Cov (degrees).
+
+        Unknown errors count as 0, and so does a covariance that the errors do
+        not allow.
+        """
+        values = {c: np.asarray(table[c], np.float64) for c in ("ra", "dec", "raErr", "decErr", "ra_dec_Cov")}
+        east, north = (np.nan_to_num(values[c]) * _ARCSEC for c in ("raErr", "decErr"))
+        covariance = np.nan_to_num(values["ra_dec_Cov"]) * _ARCSEC**2
+        allowed = np.where(np.abs(covariance) < east * north, covariance, 0.0)
+        return cls(values["ra"], values["dec"], east**2, north**2, allowed)
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+    def take(self, rows: I8 | NDArray[np.bool_]) -> Places:
+        """Some of the rows."""
+        return Places(self.ra[rows], self.dec[rows], self.xx[rows], self.yy[rows], self.xy[rows])
+
+    @property
+    def vectors(self) -> F8:
+        """Unit vectors, shape (n, 3)."""
+        return unit_vectors(self.ra, self.dec)
+
+
+def chord(radius_arcsec: float) -> float:
+    """Distance of two unit vectors that are an angle apart."""
+    return 2.0 * math.sin(math.radians(radius_arcsec / _ARCSEC) / 2.0)
+
+
+def neighbours(a: Places, b: Places, radius_arcsec: float) -> tuple[I8, I8]:
+    """Indices of all pairs (a, b) within a radius, in order."""
+    if not len(a) or not len(b):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    trees = cKDTree(a.vectors), cKDTree(b.vectors)
+    found = trees[0].sparse_distance_matrix(trees[1], chord(radius_arcsec), output_type="ndarray")
+    order = np.lexsort((found["j"], found["i"]))
+    return found["i"][order].astype(np.int64), found["j"][order].astype(np.int64)
+
+
+def pair_cost(a: Places, b: Places, floor_arcsec: float) -> F8:
+    """``0.5 chi^2 + 0.5 ln(det C)`` of pairs, row by row.
+
+    C (arcsec^2) is the sum of both covariances and of the square of a floor in
+    each direction; chi^2 the squared separation in its units. Up to a constant
+    it is minus the logarithm of the likelihood that both are one thing
+    (Sutherland & Saunders 1992).
+    """
+    x, y = offsets_arcsec(a.ra, a.dec, b.ra, b.dec)
+    xx, yy, xy = a.xx + b.xx + floor_arcsec**2, a.yy + b.yy + floor_arcsec**2, a.xy + b.xy
+    det = xx * yy - xy * xy
+    return np.asarray(0.5 * (yy * x * x - 2.0 * xy * x * y + xx * y * y) / det + 0.5 * np.log(det))

@@ -63,6 +63,12 @@ def day_obs_of(exposure: int) -> int:
     return exposure // 100_000
 
 
+def mid_night(exposure: int) -> float:
+    """The middle (MJD TAI) of the day of observation of an exposure or visit id."""
+    date = str(day_obs_of(exposure))
+    return float((dt.datetime.strptime(date, "%Y%m%d").date() - dt.date(1858, 11, 17)).days + 1)
+
+
 def pack_visit_detector(visit: int, detector: int) -> int:
     """detector + 256 * (seq_num + 32768 * days since 2010-01-01)."""
     date, seq_num = divmod(visit, 100_000)

@@ -23,10 +23,10 @@ from apflow.io.alerts.publish import publish
 from apflow.io.butler import Repository
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ledger import Ended, Failure, Outcome, State
-from apflow.model.products import Archived, DetectorResult, History, OutboxRow, Plan, Stored
+from apflow.model.products import Archived, DetectorResult, OutboxRow, Plan, Stored
 from apflow.model.visit import Visit
 from apflow.steps.associate import associate, load_history
-from apflow.steps.package import packets_of
+from apflow.steps.package import packets_of, with_forced
 from apflow.steps.visits import detector_region
 
 #: Times that a detector is associated again when overlapping visits change its objects.
@@ -102,15 +102,19 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
     """Associate a detector with the DiaObjects that are there now."""
     region = detector_region(result.visit, result.detector, config)
     bare = result.sources.assign(diaObjectId=None)
-    history: History = load_history(region, bare, config)
-    associated = associate(bare, history, region, config)
+    history = load_history(region, bare, result.mjd_mid_tai, config)
+    associated = associate(bare, history, config)
+    known = {*history.objects["diaObjectId"], *associated.objects["diaObjectId"]}
+    forced = result.forced[result.forced["diaObjectId"].isin(known)]
+    associated = with_forced(associated, history, forced)
     return dataclasses.replace(
         result,
         sources=associated.sources,
         objects=associated.objects,
         guard=associated.guard,
-        forced=result.forced[result.forced["diaObjectId"].isin(history.objects["diaObjectId"])],
-        packets=packets_of(associated, history, result.forced, result.cutouts, config),
+        matches=associated.matches,
+        forced=forced,
+        packets=packets_of(associated, history, forced, result.cutouts, config),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from apflow.catalogs.diaobject import with_forced_fluxes
 from apflow.config import Config
 from apflow.graph import node
 from apflow.io.alerts.cutouts import cutout_fits
@@ -72,6 +74,7 @@ def package_alerts(
     """Packets with stamps; difference image, DiaSources and metrics as files. No plane leaves the worker."""
     info, visit = science.info, plan.visit
     assert info is not None
+    associated = with_forced(associated, history, forced)
     stamps = _stamps(associated.sources, difference, science, config)
     known = np.isin(associated.objects["diaObjectId"], history.objects["diaObjectId"])
     metrics = {**science.summary, **difference.exposure.summary}
@@ -96,7 +99,14 @@ def package_alerts(
         day_obs=day_obs_of(visit.visit),
         metrics=metrics,
         cutouts=stamps,
+        matches=associated.matches,
     )
+
+
+def with_forced(associated: Associated, history: History, forced: pd.DataFrame) -> Associated:
+    """The new DiaObject versions with the mean of their forced fluxes, those of this visit included."""
+    objects = with_forced_fluxes(associated.objects, history.forced, forced)
+    return dataclasses.replace(associated, objects=objects)
 
 
 def packets_of(

@@ -43,14 +43,13 @@ def history(known: pd.DataFrame) -> History:
     return History(known, schema.empty("DiaSource"), schema.empty("DiaForcedSource"))
 
 
-def run(new: pd.DataFrame, known: pd.DataFrame, region: Region, limit: int = 1000) -> Associated:
+def run(new: pd.DataFrame, known: pd.DataFrame, limit: int = 1000) -> Associated:
     return associate(
         new,
         history(known),
         radius_arcsec=RADIUS,
         position_floor_arcsec=FLOOR,
         max_new_objects=limit,
-        region=region,
     )
 
 
@@ -86,7 +85,7 @@ def test_match_is_the_best_of_all(seed: int) -> None:
     sx, ox = rng.uniform(-0.8, 0.8, (n, 2)), rng.uniform(-0.8, 0.8, (m, 2))
     s_err, o_err = rng.uniform(0.02, 0.3, n), rng.uniform(0.01, 0.2, m)
     centre = (359.9999, -42.0)
-    out = run(sources(*sx.T, centre, s_err), objects(*ox.T, centre, o_err), square(*centre))
+    out = run(sources(*sx.T, centre, s_err), objects(*ox.T, centre, o_err))
     ids = out.sources["diaObjectId"].to_numpy(np.int64)
     assert len(set(ids)) == n
     assert total_cost(ids, sx, ox, s_err, o_err) == pytest.approx(brute_force(sx, ox, s_err, o_err), rel=1e-4)
@@ -98,7 +97,7 @@ def test_known_objects_are_found_anywhere_on_the_sky(centre: tuple[float, float]
     x, y = rng.uniform(-50, 50, (2, 30))
     known = objects(x, y, centre, 0.03)
     new = sources(x + rng.normal(0, 0.05, 30), y + rng.normal(0, 0.05, 30), centre, 0.05)
-    out = run(new, known, square(*centre))
+    out = run(new, known)
     assert out.sources["diaObjectId"].tolist() == known["diaObjectId"].tolist()
     assert out.guard == dict(zip(known["diaObjectId"], known["validityStartMjdTai"], strict=True))
     assert (out.objects["nDiaSources"] == 4).all()
@@ -109,7 +108,6 @@ def test_a_closer_source_is_not_pushed_away() -> None:
     out = run(
         sources(np.array([0.0, 0.9]), np.zeros(2), (10.0, -30.0), 0.02),
         objects(np.array([0.0, -0.9]), np.zeros(2), (10.0, -30.0), 0.02),
-        square(10.0, -30.0),
     )
     assert out.sources["diaObjectId"].tolist() == [1, 1001]
 
@@ -119,9 +117,9 @@ def test_order_of_the_input_does_not_matter() -> None:
     centre = (50.0, -20.0)
     new = sources(*rng.uniform(-5, 5, (2, 40)), centre, 0.1)
     known = objects(*rng.uniform(-5, 5, (2, 40)), centre, 0.1)
-    first = run(new, known, square(*centre))
+    first = run(new, known)
     shuffled = new.sample(frac=1, random_state=1)
-    second = run(shuffled, known.sample(frac=1, random_state=2), square(*centre))
+    second = run(shuffled, known.sample(frac=1, random_state=2))
     assert second.sources["diaSourceId"].tolist() == shuffled["diaSourceId"].tolist()
     by_id = second.sources.sort_values("diaSourceId", ignore_index=True)
     pd.testing.assert_frame_equal(first.sources, by_id)
@@ -131,7 +129,7 @@ def test_order_of_the_input_does_not_matter() -> None:
 def test_new_objects_take_the_id_of_their_source() -> None:
     new = sources(np.array([0.0, 10.0]), np.zeros(2), (10.0, -30.0), 0.05)
     before = new.copy()
-    out = run(new, schema.empty("DiaObject"), square(10.0, -30.0))
+    out = run(new, schema.empty("DiaObject"))
     assert out.sources["diaObjectId"].tolist() == [1000, 1001]
     assert out.objects["diaObjectId"].tolist() == [1000, 1001]
     assert (out.objects["nDiaSources"] == 1).all() and out.guard == {}
@@ -141,17 +139,17 @@ def test_new_objects_take_the_id_of_their_source() -> None:
 def test_the_guard_names_objects_of_the_detector_and_those_near_its_sources() -> None:
     centre = (10.0, -30.0)
     known = objects(np.array([0.0, 60.5, 75.0]), np.zeros(3), centre, 0.05)
-    out = run(sources(np.array([59.9]), np.zeros(1), centre, 0.05), known, square(*centre))
+    out = run(sources(np.array([59.9]), np.zeros(1), centre, 0.05), known)
     assert out.guard == {1: 59990.0, 2: 59991.0}
 
 
 def test_too_many_new_objects_are_refused() -> None:
     new = sources(np.arange(6) * 5.0, np.zeros(6), (10.0, -30.0), 0.05)
     with pytest.raises(DataError, match=r"6 DiaSources.*at most 5"):
-        run(new, schema.empty("DiaObject"), square(10.0, -30.0), limit=5)
+        run(new, schema.empty("DiaObject"), limit=5)
 
 
 def test_no_sources_no_versions() -> None:
     known = objects(np.zeros(1), np.zeros(1), (10.0, -30.0), 0.05)
-    out = run(schema.empty("DiaSource"), known, square(10.0, -30.0))
+    out = run(schema.empty("DiaSource"), known)
     assert out.sources.empty and out.objects.empty and out.guard == {1: 59990.0}

@@ -86,7 +86,7 @@ def read(ppdb: Ppdb, k: int, region: Region) -> History:
 
 def result(new: pd.DataFrame, k: int, detector: int, history: History, region: Region) -> DetectorResult:
     """Associate and force: all of a detector that is stored."""
-    out = associate(new, history, radius_arcsec=1.0, position_floor_arcsec=0.05, max_new_objects=1000, region=region)
+    out = associate(new, history, radius_arcsec=1.0, position_floor_arcsec=0.05, max_new_objects=1000)
     flux = np.ones(len(out.objects))
     forced = forced_rows(
         out.objects,

@@ -22,7 +22,7 @@ from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.engine import Engine
 from apflow.io.ppdb.interface import Ppdb, StoreReport, Wanted
 from apflow.io.ppdb.ownership import Server
-from apflow.io.ppdb.reading import Part
+from apflow.io.ppdb.parts import Part
 from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
 from apflow.model.ledger import Outcome
 from apflow.model.products import DetectorResult, History, OutboxRow

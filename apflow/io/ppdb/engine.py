@@ -17,7 +17,7 @@ from apflow.errors import BadRequest, DataError, ServiceError
 from apflow.io.ppdb import reading, storing
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport, Wanted
-from apflow.io.ppdb.reading import ROW_ID, Part, ordered
+from apflow.io.ppdb.parts import ROW_ID, Part, ordered
 from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.storing import execute, keys_table, query
 from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list, stamp_statements

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from apflow.errors import DataError
 from apflow.io.ppdb.drp import DRP_MARGIN_ARCSEC
 from apflow.io.ppdb.interface import Wanted
-from apflow.io.ppdb.sky_index import box_sql, chord, members, unit_vectors
+from apflow.io.ppdb.parts import I8, ROW_ID, Part, history_part, ids_near, ordered, part_of
+from apflow.io.ppdb.sky_index import box_sql, members
 from apflow.io.ppdb.storing import query
 from apflow.io.ppdb.tables import select_list
 from apflow.model.region import Region
-
-I8 = NDArray[np.int64]
-#: Ids of the rows of the two histories.
-ROW_ID = {"DiaSource": "diaSourceId", "DiaForcedSource": "diaForcedSourceId"}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Rows of one table for many detectors: those of the i-th are ``rows[take[offsets[i]:offsets[i + 1]]]``."""
-
-    rows: pa.Table
-    take: I8
-    offsets: I8
 
 
 def objects(con: Any, region: Region) -> pa.Table:
@@ -78,12 +64,8 @@ def history(
     """See `Ppdb.getHistory`: DiaObject, DiaSource, DiaForcedSource and DrpObject."""
     current, own = _current(con, [w.region.grown(margin_arcsec) for w in wanted])
     everything = np.unique(np.concatenate(own))
-    parts = {"DiaObject": _part(by_id(con, everything), [np.searchsorted(everything, ids) for ids in own])}
-    known, ra, dec = (current[c] for c in ("diaObjectId", "ra", "dec"))
-    near = []
-    for w, ids in zip(wanted, own, strict=True):
-        at = np.searchsorted(known, ids)
-        near.append(ids[_near(w.ra, w.dec, ra[at], dec[at], radius_arcsec)])
+    parts = {"DiaObject": part_of(by_id(con, everything), [np.searchsorted(everything, ids) for ids in own])}
+    near = ids_near(wanted, own, current["diaObjectId"], current["ra"], current["dec"], radius_arcsec)
     stop = np.array([w.mjd_tai for w in wanted])
     for name in ROW_ID:
         parts[name] = _rows_of(con, name, near, stop - days, stop)
@@ -96,42 +78,13 @@ def drp_objects(con: Any, regions: Sequence[Region]) -> Part:
     hull = Region(np.concatenate([r.vertices for r in regions]))
     rows = query(con, f'SELECT {select_list("DrpObject")} FROM "DrpObject" WHERE {box_sql(hull)}')
     rows = ordered(rows, "objectId")
-    return _part(rows, members(rows.column("ra").to_numpy(), rows.column("dec").to_numpy(), regions))
-
-
-def _part(rows: pa.Table, which: Sequence[I8]) -> Part:
-    return Part(rows, np.concatenate(which), np.cumsum([0, *(len(w) for w in which)]))
-
-
-def _near(ra: Any, dec: Any, object_ra: Any, object_dec: Any, radius_arcsec: float) -> NDArray[np.bool_]:
-    """Which objects lie within a radius of a source."""
-    if not len(ra) or not len(object_ra):
-        return np.zeros(len(object_ra), bool)
-    tree = cKDTree(unit_vectors(ra, dec))
-    reach = chord(radius_arcsec) * (1 + 1e-9)  # the bound itself is left out
-    distance, _ = tree.query(unit_vectors(object_ra, object_dec), distance_upper_bound=reach)
-    return np.asarray(np.isfinite(distance))
+    return part_of(rows, members(rows.column("ra").to_numpy(), rows.column("dec").to_numpy(), regions))
 
 
 def _rows_of(con: Any, name: str, ids: Sequence[I8], since: Any, until: Any) -> Part:
     """Rows of the objects of each detector within its time, by time and id."""
     every = np.unique(np.concatenate(ids))
-    rows = ordered(_select(con, name, every, since.min(), until.max()), ROW_ID[name], "midpointMjdTai")
-    mine = np.searchsorted(every, rows.column("diaObjectId").to_numpy())
-    by_object = np.argsort(mine, kind="stable")
-    starts = np.searchsorted(mine[by_object], np.arange(len(every) + 1))
-    # A detector's objects, each with its rows: by_object[first[j]:first[j] + count[j]].
-    wanted = np.searchsorted(every, np.concatenate(ids))
-    first, count = starts[wanted], starts[wanted + 1] - starts[wanted]
-    end = np.cumsum(count)
-    take = by_object[np.arange(end[-1] if len(end) else 0) - np.repeat(end - count - first, count)]
-    detector = np.repeat(np.repeat(np.arange(len(ids)), [len(i) for i in ids]), count)
-    time = rows.column("midpointMjdTai").to_numpy()[take]
-    keep = (time >= since[detector]) & (time <= until[detector])
-    # One number for detector and place: sorting it sorts both.
-    place = np.sort(detector[keep] * max(rows.num_rows, 1) + take[keep])
-    detector, take = np.divmod(place, max(rows.num_rows, 1))
-    return Part(rows, take, np.searchsorted(detector, np.arange(len(ids) + 1)))
+    return history_part(_select(con, name, every, since.min(), until.max()), name, ids, since, until)
 
 
 def _select(con: Any, name: str, ids: I8, since: float, until: float) -> pa.Table:
@@ -143,9 +96,3 @@ def _select(con: Any, name: str, ids: I8, since: float, until: float) -> pa.Tabl
         f'AND "midpointMjdTai" BETWEEN {float(since)!r} AND {float(until)!r})',
         wanted=pa.table({"id": ids}),
     )
-
-
-def ordered(rows: pa.Table, *columns: str) -> pa.Table:
-    """Rows in order, last column first. Not in SQL: most come in order, and DuckDB would move all columns."""
-    order = np.lexsort([rows.column(c).to_numpy() for c in columns])
-    return rows if (np.diff(order) > 0).all() else rows.take(pa.array(order))

@@ -9,35 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
-import hpgeom
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from apflow.errors import BadRequest, DataError
+from apflow.errors import DataError
+from apflow.io.ppdb import guard
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
-from apflow.io.ppdb.sky_index import ORDER, chord, pixel_id, unit_vectors
+from apflow.io.ppdb.sky_index import ORDER
 from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, described, select_list
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.ledger import Outcome
 
-#: Pixels of this order (13") and their neighbours hold every object near a source.
-_NEAR_ORDER = 14
-_MAX_RADIUS_ARCSEC = 5.0
-
 
 def store(con: Any, batch: Batch) -> StoreReport:
     """Store a batch within the transaction that `con` has open."""
-    if not 0.0 < batch.radius_arcsec <= _MAX_RADIUS_ARCSEC:
-        raise BadRequest(f"association radius {batch.radius_arcsec} arcsec; accepted: up to {_MAX_RADIUS_ARCSEC:g}")
-    known = _stored(con, batch.keys)
-    new: list[int] = []
-    already: list[int] = []
-    for i, key in enumerate(batch.keys):
-        (already if key in known or key in {batch.keys[j] for j in new} else new).append(i)
-    accepted, lost = _judge(con, batch, new)
+    guard.check_radius(batch)
+    new, already = guard.split_stored(batch.keys, _stored(con, batch.keys))
+    accepted, lost = guard.judge(batch, new, _current(con, batch, new))
     if accepted:
         _write_ledger(con, batch, accepted)
         _write_rows(con, batch, accepted)
@@ -93,75 +83,16 @@ def _stored(con: Any, keys: Sequence[Key]) -> set[Key]:
     return {(r["instrument"], r["visit"], r["detector"]) for r in rows.to_pylist()}
 
 
-class _Current:
-    """Current versions of the objects that a batch is about, kept up to date as its detectors are accepted."""
-
-    def __init__(self, con: Any, batch: Batch, which: Sequence[int]) -> None:
-        objects = batch.rows["DiaObject"].of(which).column("diaObjectId").to_numpy()
-        ids = {k for i in which for k in batch.guards[i]} | {int(k) for k in objects}
-        sources = batch.rows["DiaSource"].of(which)
-        columns = 'SELECT "diaObjectId", "validityStartMjdTai", ra, dec FROM "DiaObject"'
-        current = '"validityEndMjdTai" IS NULL AND'
-        by_id = query(
-            con,
-            f'{columns} WHERE {current} "diaObjectId" IN (SELECT id FROM wanted)',
-            wanted=pa.table({"id": pa.array(sorted(ids), pa.int64())}),
-        )
-        near = query(
-            con,
-            f'{columns} WHERE {current} ("pixelId" >> {2 * (ORDER - _NEAR_ORDER)}) IN (SELECT cell FROM cells)',
-            cells=pa.table({"cell": _cells(sources.column("ra").to_numpy(), sources.column("dec").to_numpy())}),
-        )
-        self.start: dict[int, float] = {}
-        self._position: dict[int, NDArray[np.float64]] = {}
-        for rows in (by_id, near):
-            self.update(*(rows.column(c).to_numpy() for c in ("diaObjectId", "validityStartMjdTai", "ra", "dec")))
-
-    def update(self, ids: Any, start: Any, ra: Any, dec: Any) -> None:
-        """Make versions current."""
-        for k, s, position in zip(ids.tolist(), start.tolist(), unit_vectors(ra, dec), strict=True):
-            self.start[k] = s
-            self._position[k] = position
-
-    def stranger_near(self, ra: Any, dec: Any, radius_arcsec: float, known: Any) -> bool:
-        """Whether an object that is not among `known` lies within a radius of one of the positions."""
-        strangers = [p for k, p in self._position.items() if k not in known]
-        if not strangers or not len(ra):
-            return False
-        cosine = unit_vectors(ra, dec) @ np.stack(strangers).T
-        return bool(2.0 - 2.0 * cosine.max() < chord(radius_arcsec) ** 2 + 1e-15)
-
-
-def _cells(ra: Any, dec: Any) -> NDArray[np.int64]:
-    own = pixel_id(ra, dec) >> 2 * (ORDER - _NEAR_ORDER)
-    if not len(own):
-        return own
-    return np.unique(np.concatenate([own, hpgeom.neighbors(2**_NEAR_ORDER, own).ravel()]))
-
-
-def _judge(con: Any, batch: Batch, which: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Split detectors into those to store and those that lost a race."""
-    accepted: list[int] = []
-    lost: list[int] = []
-    current = _Current(con, batch, which)
-    for i in which:
-        guard = batch.guards[i]
-        ra, dec = (batch.rows["DiaSource"].numpy(c, i) for c in ("ra", "dec"))
-        versions = [batch.rows["DiaObject"].numpy(c, i) for c in ("diaObjectId", "validityStartMjdTai", "ra", "dec")]
-        stale = any(current.start.get(k) != start for k, start in guard.items())
-        appeared = any(k in current.start and k not in guard for k in versions[0].tolist())
-        if stale or appeared or current.stranger_near(ra, dec, batch.radius_arcsec, guard):
-            lost.append(i)
-            continue
-        for k, start in zip(versions[0].tolist(), versions[1].tolist(), strict=True):
-            if k in guard and start <= guard[k]:
-                raise DataError(
-                    f"visit {batch.keys[i][1]} detector {batch.keys[i][2]}: DiaObject {k} has validityStartMjdTai "
-                    f"{start!r}; accepted: later than that of its current version, {guard[k]!r}"
-                )
-        current.update(*versions)
-        accepted.append(i)
-    return accepted, lost
+def _current(con: Any, batch: Batch, which: Sequence[int]) -> pa.Table:
+    """Current versions of the objects that detectors are about, and of all others near their sources."""
+    columns = ", ".join(f'"{c}"' for c in guard.VERSION_COLUMNS)
+    return query(
+        con,
+        f'SELECT {columns} FROM "DiaObject" WHERE "validityEndMjdTai" IS NULL AND ("diaObjectId" IN '
+        f'(SELECT id FROM wanted) OR ("pixelId" >> {2 * (ORDER - guard.NEAR_ORDER)}) IN (SELECT cell FROM cells))',
+        wanted=pa.table({"id": pa.array(guard.wanted_ids(batch, which), pa.int64())}),
+        cells=pa.table({"cell": guard.cells_near(batch, which)}),
+    )
 
 
 def _write_ledger(con: Any, batch: Batch, accepted: Sequence[int]) -> None:

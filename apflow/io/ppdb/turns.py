@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from apflow.errors import ServiceError
 from apflow.model.region import Region
 from apflow.model.sky import separation_arcsec
@@ -15,27 +17,34 @@ from apflow.model.sky import separation_arcsec
 #: (instrument, visit, detector)
 Key = tuple[str, int, int]
 #: Pointing errors shift a detector by 2", and association reaches 1" further.
-_REACH_ARCSEC = 5.0
+REACH_ARCSEC = 5.0
 
 
 @dataclass(frozen=True, eq=False)
-class _Expected:
+class Expected:
+    """A region with the circle about it, and until when others wait for it."""
+
     region: Region
     ra: float
     dec: float
     radius_deg: float
     deadline_unix: float
 
-    def near(self, other: _Expected) -> bool:
+    def near(self, other: Expected) -> bool:
         """Whether the circles about both regions meet: cheap, where most pairs end."""
         reach = self.radius_deg + other.radius_deg
         if abs(self.dec - other.dec) > reach:
             return False
         return bool(separation_arcsec(self.ra, self.dec, other.ra, other.dec) <= reach * 3600.0)
 
+    def overlaps(self, other: Expected) -> bool:
+        """Whether the regions share a point."""
+        return self.near(other) and self.region.overlaps(other.region)
 
-def _expected(region: Region, deadline_unix: float) -> _Expected:
-    return _Expected(region, *region.centre, region.radius_deg, deadline_unix)
+
+def expected(region: Region, deadline_unix: float) -> Expected:
+    """A region that is waited for."""
+    return Expected(region, *region.centre, region.radius_deg, deadline_unix)
 
 
 class Turns:
@@ -43,13 +52,13 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._expected: dict[Key, _Expected] = {}
+        self._expected: dict[Key, Expected] = {}
         self._announcements = 0
         self._closed = False
 
     def announce(self, regions: Iterable[tuple[Key, Region]], deadline_unix: float) -> None:
         """Add detector-visits."""
-        new = {key: _expected(region, deadline_unix) for key, region in regions}
+        new = {key: expected(region, deadline_unix) for key, region in regions}
         with self._changed:
             self._expected.update(new)
             self._announcements += 1
@@ -70,7 +79,7 @@ class Turns:
 
     def wait(self, key: Key, region: Region, timeout_s: float) -> bool:
         """See `Ppdb.awaitTurn`."""
-        mine = _expected(region.grown(_REACH_ARCSEC), 0.0)
+        mine = expected(region.grown(REACH_ARCSEC), 0.0)
         until = time.monotonic() + timeout_s
         with self._changed:
             seen, before = -1, list[Key]()
@@ -91,10 +100,20 @@ class Turns:
                     return False
                 self._changed.wait(min(left, next_deadline - now) + 0.001)
 
-    def _before(self, key: Key, mine: _Expected) -> list[Key]:
+    def _before(self, key: Key, mine: Expected) -> list[Key]:
         instrument, visit, _ = key
         return [
             k
             for k, e in self._expected.items()
-            if k[0] == instrument and k[1] < visit and e.near(mine) and e.region.overlaps(mine.region)
+            if k[0] == instrument and k[1] < visit and e.overlaps(mine)
         ]
+
+
+def to_text(region: Region) -> str:
+    """A region as STC-S, the VO's text for polygons."""
+    return "POLYGON ICRS " + " ".join(repr(float(v)) for v in region.vertices.ravel())
+
+
+def from_text(text: str) -> Region:
+    """The region of `to_text`."""
+    return Region(np.array(text.split()[2:], float).reshape(-1, 2))

@@ -48,6 +48,19 @@ def execute(con: Any, sql: str, **tables: pa.Table) -> None:
         con.execute(sql)
 
 
+def conditions(where: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, pa.Table]]:
+    """WHERE clause of `Ppdb.table`, and the tables that it reads."""
+    parts: list[str] = []
+    tables: dict[str, pa.Table] = {}
+    for column, values in where.items():
+        if isinstance(values, range) and values.step == 1:
+            parts.append(f'"{column}" >= {values.start} AND "{column}" < {values.stop}')
+        else:
+            tables[f"wanted_{column}"] = pa.table({"value": pa.array([int(v) for v in values], pa.int64())})
+            parts.append(f'"{column}" IN (SELECT value FROM "wanted_{column}")')
+    return (" WHERE " + " AND ".join(parts) if parts else ""), tables
+
+
 @contextlib.contextmanager
 def _registered(con: Any, tables: Mapping[str, pa.Table]) -> Iterator[None]:
     for name, table in tables.items():

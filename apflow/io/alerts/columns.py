@@ -7,65 +7,55 @@ whole columns at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from apflow.errors import DataError
-from apflow.io.alerts.schema import Field, known_columns
+from apflow.io.alerts.avro import Field, Kind, Record
+from apflow.io.alerts.columnar import Batch
+from apflow.io.alerts.schema import known_columns
 
 _Series = pd.Series  # pandas-stubs alone knows its parameter
 #: Columns of apdb.yaml, and of its indices, that no alert carries.
 _PPDB_ONLY = frozenset({"validityEndMjdTai", "ssObjectReassocTimeMjdTai", "pixelId"})
 #: Counts that are 0 where nothing was fitted: neither apdb.yaml nor the alert schema lets them be null.
 _COUNTS = ("Ndata", "nDiaSources", "bboxSize")
-_INT_RANGE = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+#: How the schema's floats are stored in a frame that conforms to it.
+_STORED = {Kind.FLOAT: np.dtype("f4"), Kind.DOUBLE: np.dtype("f8")}
+_INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
-    """Values of one field, and which of them are known (None: all)."""
-
-    values: NDArray[Any]
-    valid: NDArray[np.bool_] | None = None
-
-    def take(self, rows: NDArray[np.intp]) -> Column:
-        """The column of some rows."""
-        return Column(self.values[rows], None if self.valid is None else self.valid[rows])
-
-    def to_list(self) -> list[Any]:
-        """Python values, None where unknown."""
-        values: list[Any] = self.values.tolist()
-        if self.valid is None:
-            return values
-        return [v if known else None for v, known in zip(values, self.valid.tolist(), strict=True)]
-
-
 def check_table(
-    table: pd.DataFrame, fields: Sequence[Field], name: str, fill: Mapping[str, float] | None = None
-) -> dict[str, Column]:
-    """Columns of a table as a record's fields want them.
+    table: pd.DataFrame,
+    record: Record,
+    name: str,
+    fill: Mapping[str, float] | None = None,
+    nan_for_null: bool = False,
+) -> Batch:
+    """Columns of a table as a record wants them.
 
     NaN, infinity, None and NA are unknown, and so is 0 in a nullable id;
-    counts that are unknown are 0. A nullable field without any known value is
-    left out.
+    counts that are unknown are 0. A column that the table does not have gets
+    the schema's default.
 
     Parameters
     ----------
     table : `pandas.DataFrame`
-        At least one row; columns as apdb.yaml spells them.
-    fields : `~collections.abc.Sequence` [`Field`]
-        Fields of the record.
+        Columns as apdb.yaml spells them.
+    record : `~apflow.io.alerts.avro.Record`
+        A flat one.
     name : `str`
         What the table is called in messages.
     fill : `~collections.abc.Mapping`, optional
-        What to put where a required value is unknown, by field.
+        What to put where a required number is unknown, by field.
+    nan_for_null : `bool`
+        Nullable floats that are unknown become NaN instead of null.
 
     Raises
     ------
@@ -75,145 +65,153 @@ def check_table(
     """
     if not table.columns.is_unique:
         raise DataError(f"{name}.{table.columns[table.columns.duplicated()][0]} is there twice")
-    unknown = set(map(str, table.columns)) - {f.name for f in fields} - known_columns() - _PPDB_ONLY
+    unknown = set(table.columns) - {f.name for f in record.fields} - known_columns() - _PPDB_ONLY
     if unknown:
-        raise DataError(f"{name}.{sorted(unknown)[0]} is not a field of the alert schema or of apdb.yaml")
+        raise DataError(f"{name}.{min(map(str, unknown))} is not a field of the alert schema or of apdb.yaml")
     bare = table.copy(deep=False)
     bare.attrs = {}  # pandas would copy them for every column that is touched
-    out = _floats(bare, [f for f in fields if f.name in bare.columns and f.type in ("float", "double")], name)
-    for field in fields:
-        if field.name in bare.columns and field.name not in out:
-            out[field.name] = _CONVERT[field.type](bare[field.name], field, name)
-    empty = Column(np.zeros(len(table), np.int64), np.zeros(len(table), bool))
-    settled = {f.name: _settled(out.get(f.name, empty), f, name, (fill or {}).get(f.name)) for f in fields}
-    return {key: column for key, column in settled.items() if column is not None}
+    batch = Batch(record, len(table), name)
+    left = {f.name: f for f in record.fields if f.name in bare.columns}
+    dtypes = dict(zip(bare.columns, bare.dtypes, strict=True))
+    for kind, dtype in _STORED.items():
+        ready = [name for name, field in left.items() if field.kind == kind and dtypes[name] == dtype]
+        if ready:
+            batch.put_floats(ready, bare[ready].to_numpy().T)
+        left = {name: field for name, field in left.items() if name not in ready}
+    for column, field in left.items():
+        _PUT[field.kind or Kind.NULL](batch, field, bare[column])
+    for i in batch.layout.required.tolist():
+        if not batch.known[i].all():
+            _settle(batch, record.fields[i], batch.known[i], fill or {})
+    if nan_for_null:
+        for field, known in zip(record.fields, batch.known, strict=True):
+            if field.kind in _STORED and not known.all():
+                batch.put(field.name, np.where(known, batch.column(field.name), np.nan))
+    return batch
 
 
-def to_records(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
-    """Rows as mappings of Python values."""
-    names = tuple(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*(c.to_list() for c in columns.values()), strict=True)]
+def _settle(batch: Batch, field: Field, known: NDArray[np.bool_], fill: Mapping[str, float]) -> None:
+    """Fill what is required and unknown, or say what is missing."""
+    value = fill.get(field.name)
+    if value is None and field.kind == Kind.INT and field.name.endswith(_COUNTS):
+        value = 0
+    if value is None:
+        kind = (field.kind or Kind.NULL).name.lower()
+        row = int(np.argmin(known))
+        raise DataError(f"{batch.name}.{field.name} is missing or not finite in row {row}; accepted: a {kind}")
+    batch.put(field.name, np.where(known, batch.column(field.name), value))
 
 
-def _settled(column: Column, field: Field, name: str, fill: float | None) -> Column | None:
-    """The column with what is required filled; None where there is nothing to say."""
-    if column.valid is None:
-        return column
-    if field.nullable:
-        return column if column.valid.any() else None
-    if fill is None and field.type == "int" and field.name.endswith(_COUNTS):
-        fill = 0
-    if fill is not None:
-        return Column(np.where(column.valid, column.values, fill))
-    raise DataError(
-        f"{name}.{field.name} is missing or not finite in row {int(np.argmin(column.valid))}; accepted: a {field.type}"
-    )
-
-
-def _floats(table: pd.DataFrame, fields: Sequence[Field], name: str) -> dict[str, Column]:
-    """All columns of floats at once."""
-    if not fields:
-        return {}
-    names = [f.name for f in fields]
-    kind_of = {c: d.kind if isinstance(d, np.dtype) else "O" for c, d in zip(table.columns, table.dtypes, strict=True)}
-    kinds = [kind_of[n] for n in names]
-    plain = [n for n, kind in zip(names, kinds, strict=True) if kind in "fiu"]
-    matrix = np.empty((len(fields), len(table)))
-    matrix[[kind in "fiu" for kind in kinds]] = table[plain].to_numpy(np.float64).T
-    for i, field in enumerate(fields):
-        if kinds[i] not in "fiu":
-            matrix[i] = _as_floats(table[field.name], field, name)
-    valid = np.isfinite(matrix)
-    narrow = np.array([f.type == "float" for f in fields])
-    over = valid & narrow[:, None] & (np.abs(matrix) > _FLOAT32_MAX)
-    if over.any():
-        i, row = np.argwhere(over)[0]
-        raise DataError(f"{name}.{fields[i].name} is {float(matrix[i, row])} in row {row}; accepted: |value| < 3.4e38")
-    full = valid.all(1).tolist()
-    return {
-        f.name: Column(values, None if whole else known)
-        for f, values, known, whole in zip(fields, matrix, valid, full, strict=True)
-    }
-
-
-def _as_floats(series: _Series, field: Field, name: str) -> NDArray[np.float64]:
-    """A column of Python objects or of a dtype of pandas's own."""
+def _put_floats(batch: Batch, field: Field, series: _Series) -> None:
+    """A column that is not stored as the schema wants it."""
     try:
-        if isinstance(series.dtype, np.dtype) and series.dtype.kind != "O":
+        if isinstance(series.dtype, np.dtype) and series.dtype.kind not in "fiuO":
             raise TypeError(f"its dtype is {series.dtype}")
-        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name}.{field.name} holds no numbers: {error}; accepted: a {field.type}") from error
+        raise DataError(f"{batch.name}.{field.name} holds no numbers: {error}; accepted: a float") from error
+    batch.put(field.name, values, np.isfinite(values))
 
 
-def _integers(series: _Series, field: Field, name: str) -> Column:
-    values, valid = _plain(series)
-    if values.dtype.kind not in "iufb":
-        values = _from_objects(values, valid, field, name)
+def _put_integers(batch: Batch, field: Field, series: _Series) -> None:
+    what = f"{batch.name}.{field.name}"
+    values, known = _plain(series)
+    if values.dtype.kind == "O":
+        values = _from_objects(values, known, what)
     if values.dtype.kind == "f":
-        valid = valid & np.isfinite(values)
-        values = np.where(valid, values, 0.0)
+        known = known & np.isfinite(values)
+        values = np.where(known, values, 0.0)
         if ((values != np.rint(values)) | (np.abs(values) >= _EXACT_FLOAT)).any():
-            raise DataError(f"{name}.{field.name} holds floats that are no exact integers; accepted: a {field.type}")
-        values = values.astype(np.int64)
-    low, high = _INT_RANGE[field.type]
-    for value in (int(values[valid].min(initial=0)), int(values[valid].max(initial=0))):
-        if not low <= value <= high:
-            raise DataError(f"{name}.{field.name} is {value}; accepted: a {field.type}, {low} to {high}")
+            raise DataError(f"{what} holds floats that are no exact integers; accepted: integers")
+    elif values.dtype.kind not in "biu" or int(values.max(initial=0)) > _INT64.max:
+        raise DataError(f"{what} holds {values.dtype} beyond 64 signed bits; accepted: integers")
     if field.nullable and field.name.endswith("Id"):
-        valid = valid & (values != 0)
-    return Column(values.astype(np.int64, copy=False), None if valid.all() else valid)
+        known = known & (values != 0)
+    batch.put(field.name, values, known)
 
 
-def _booleans(series: _Series, field: Field, name: str) -> Column:
-    values, valid = _plain(series)
-    if values.dtype.kind == "b":
-        return Column(values, None if valid.all() else valid)
-    known = values[valid]
+def _put_flags(batch: Batch, field: Field, series: _Series) -> None:
+    values, known = _plain(series)
     if values.dtype.kind == "f":
-        valid = valid & np.isfinite(values)
-        known = values[valid]
-    if not all(v in (0, 1) for v in known.tolist()):
-        raise DataError(f"{name}.{field.name} holds values other than true and false; accepted: a boolean")
-    out = np.zeros(len(values), bool)
-    out[valid] = known.astype(bool)
-    return Column(out, None if valid.all() else valid)
+        known = known & np.isfinite(values)
+    if values.dtype.kind != "b" and not all(v in (0, 1) for v in values[known].tolist()):
+        raise DataError(f"{batch.name}.{field.name} holds values other than true and false; accepted: a boolean")
+    batch.put(field.name, np.where(known, values, 0).astype(np.int64), known)
 
 
-def _strings(series: _Series, field: Field, name: str) -> Column:
-    valid = series.notna().to_numpy()
+def _put_symbols(batch: Batch, field: Field, series: _Series) -> None:
+    known = series.notna().to_numpy()
+    symbols = {s: i for i, s in enumerate(getattr(field.type, "symbols", ()))}
     values = series.to_numpy(dtype=object)
-    if not all(isinstance(v, str) for v in values[valid].tolist()):
-        raise DataError(f"{name}.{field.name} holds values other than text; accepted: a string")
-    return Column(values, None if valid.all() else valid)
+    strange = [v for v in values[known].tolist() if v not in symbols]
+    if strange:
+        raise DataError(f"{batch.name}.{field.name} is {strange[0]!r}; accepted: {', '.join(symbols)}")
+    batch.put(field.name, [symbols.get(v, 0) for v in values.tolist()], known)
+
+
+def _put_text(batch: Batch, field: Field, series: _Series) -> None:
+    """Strings or bytes, by way of Arrow, which holds a column of them in one piece."""
+    binary = field.kind != Kind.STRING
+    accepted, kind = (bytes, pa.large_binary()) if binary else (str, pa.large_string())
+    array, known = series.array, series.notna().to_numpy()
+    if not isinstance(series.dtype, pd.StringDtype) and not all(isinstance(v, accepted) for v in series[known]):
+        raise DataError(f"{batch.name}.{field.name} holds values other than text; accepted: {accepted.__name__}")
+    try:
+        column = pa.array(array, kind, from_pandas=True)
+    except UnicodeError as error:
+        raise DataError(f"{batch.name}.{field.name} cannot be written as UTF-8: {error}") from error
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    _, ends, data = column.buffers()
+    offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
+    batch.put_text(field.name, np.frombuffer(data or b"", np.uint8), offsets, known)
 
 
 def _plain(series: _Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A NumPy array, and which of its values are known (NaN is left to the caller)."""
-    if isinstance(series.dtype, np.dtype) and series.dtype.kind != "O":
-        return series.to_numpy(), np.ones(len(series), bool)
-    array = series.array
-    valid = ~np.asarray(array.isna())
     if isinstance(series.dtype, np.dtype):
-        return series.to_numpy(), valid
-    if series.dtype.kind in "biu":
-        kind = bool if series.dtype.kind == "b" else np.int64
-        return array.to_numpy(dtype=kind, na_value=0), valid
-    return array.to_numpy(dtype=object), valid
+        values = series.to_numpy()
+        if values.dtype.kind == "M":
+            return values.astype("datetime64[us]").view(np.int64), ~np.isnat(values)
+        return values, ~series.isna().to_numpy() if values.dtype.kind == "O" else np.ones(len(values), bool)
+    if series.dtype.kind == "b":
+        flags = series.array.to_numpy(dtype=np.int8, na_value=-1)
+        return flags > 0, flags >= 0
+    known = series.notna().to_numpy()
+    if series.dtype.kind in "iu":
+        return series.array.to_numpy(dtype=np.int64, na_value=0), known
+    if isinstance(series.dtype, pd.DatetimeTZDtype):
+        return _plain(series.dt.tz_convert(None))
+    return series.to_numpy(dtype=object), known
 
 
-def _from_objects(values: NDArray[Any], valid: NDArray[np.bool_], field: Field, name: str) -> NDArray[Any]:
+def _from_objects(values: NDArray[Any], known: NDArray[np.bool_], what: str) -> NDArray[Any]:
     """Integers out of Python objects, exact beyond 2**53."""
-    if not all(isinstance(v, int | np.integer | float) for v in values[valid].tolist()):
-        raise DataError(f"{name}.{field.name} holds values other than numbers; accepted: a {field.type}")
-    kept = np.where(valid, values, 0).tolist()
+    if not all(isinstance(v, int | np.integer | float) for v in values[known].tolist()):
+        raise DataError(f"{what} holds values other than numbers; accepted: integers")
+    kept = np.where(known, values, 0).tolist()
     if any(isinstance(v, float) for v in kept):
         return np.array(kept, np.float64)
-    low, high = _INT_RANGE["long"]
     for value in (min(kept), max(kept)):
-        if not low <= value <= high:
-            raise DataError(f"{name}.{field.name} is {value}; accepted: a {field.type}")
+        if not _INT64.min <= value <= _INT64.max:
+            raise DataError(f"{what} is {value}; accepted: {_INT64.min} to {_INT64.max}")
     return np.array(kept, np.int64)
 
 
-_CONVERT = {"int": _integers, "long": _integers, "boolean": _booleans, "string": _strings}
+def _put_nothing(batch: Batch, field: Field, series: _Series) -> None:
+    """A field that the schema says is always null."""
+    if series.notna().any():
+        raise DataError(f"{batch.name}.{field.name} holds values; the alert schema accepts only null")
+
+
+_PUT = {
+    Kind.NULL: _put_nothing,
+    Kind.BOOLEAN: _put_flags,
+    Kind.INT: _put_integers,
+    Kind.LONG: _put_integers,
+    Kind.FLOAT: _put_floats,
+    Kind.DOUBLE: _put_floats,
+    Kind.BYTES: _put_text,
+    Kind.STRING: _put_text,
+    Kind.ENUM: _put_symbols,
+    Kind.FIXED: _put_text,
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,7 @@ import fastavro
 from lsst.alert.packet import get_latest_schema_version, get_schema_root
 
 from apflow.errors import BadRequest
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a record: an Avro primitive, perhaps in a union with null."""
-
-    name: str
-    type: str
-    nullable: bool
+from apflow.io.alerts.avro import Array, Record, record_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +26,21 @@ class AlertSchema:
         ``major.minor``.
     definition : `dict`
         The schema, parsed by fastavro, every type resolved.
-    sources, objects, forced : `tuple` [`Field`, ...]
-        Fields of the records diaSource, diaObject and diaForcedSource.
+    record : `~apflow.io.alerts.avro.Record`
+        The same as types, for the encoder.
     """
 
     version: str
     definition: dict[str, Any]
-    sources: tuple[Field, ...]
-    objects: tuple[Field, ...]
-    forced: tuple[Field, ...]
+    record: Record
+
+    def part(self, name: str) -> Record | None:
+        """The record that a field of the alert holds, alone or in a list; None where this version has no such field."""
+        for field in self.record.fields:
+            if field.name == name:
+                held = field.type.items if isinstance(field.type, Array) else field.type
+                return held if isinstance(held, Record) else None
+        return None
 
     @property
     def registry_id(self) -> int:
@@ -87,44 +84,31 @@ def load_schema(version: str) -> AlertSchema:
         raise BadRequest(f"no alert schema {version!r}; accepted: {', '.join(available_versions())}")
     major, minor = version.split(".")
     path = Path(str(get_schema_root())) / major / minor / f"lsst.v{major}_{minor}.alert.avsc"
+    return read_schema(path, version)
+
+
+def read_schema(path: str | Path, version: str) -> AlertSchema:
+    """A schema from a file, beside which lie the files of the types that it names.
+
+    Raises
+    ------
+    BadRequest
+        It describes records other than today's.
+    """
     definition: Any = fastavro.schema.load_schema(str(path))
-    try:
-        return AlertSchema(
-            version,
-            definition,
-            _fields(definition, "diaSource"),
-            _fields(definition, "diaObject"),
-            _fields(definition, "prvDiaForcedSources"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadRequest(f"alert schema {version} cannot be filled: {error}; accepted: 11.0 and newer") from error
+    schema = AlertSchema(version, definition, record_of(definition))
+    for name in ("diaSource", "diaObject", "prvDiaSources", "prvDiaForcedSources"):
+        part = schema.part(name)
+        if part is None or not part.flat:
+            raise BadRequest(
+                f"alert schema {version} has no records of flat fields in {name}; accepted: 11.0 and newer"
+            )
+    return schema
 
 
 @functools.lru_cache(maxsize=1)
 def known_columns() -> frozenset[str]:
     """Columns that the newest schema knows: an older one leaves some of them out on purpose."""
     schema = load_schema("{}.{}".format(*get_latest_schema_version()))
-    return frozenset(f.name for fields in (schema.sources, schema.objects, schema.forced) for f in fields)
-
-
-def _fields(definition: Mapping[str, Any], name: str) -> tuple[Field, ...]:
-    """Flat fields of the record that a field of the alert holds, alone, in a list or in a union."""
-    kind = {f["name"]: f["type"] for f in definition["fields"]}[name]
-    record = _record(kind)
-    if record is None:
-        raise ValueError(f"field {name} holds no record")
-    return tuple(_field(f) for f in record["fields"])
-
-
-def _record(kind: Any) -> Mapping[str, Any] | None:
-    if isinstance(kind, list):
-        return next((r for r in map(_record, kind) if r is not None), None)
-    if isinstance(kind, Mapping):
-        return kind if kind["type"] == "record" else _record(kind["items"])
-    return None
-
-
-def _field(spec: Mapping[str, Any]) -> Field:
-    kinds = spec["type"] if isinstance(spec["type"], list) else [spec["type"]]
-    (kind,) = (k for k in kinds if k != "null")
-    return Field(spec["name"], kind if isinstance(kind, str) else kind["type"], "null" in kinds)
+    parts = (schema.part(f.name) for f in schema.record.fields)
+    return frozenset(f.name for part in parts if part is not None for f in part.fields)

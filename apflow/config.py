@@ -77,13 +77,17 @@ class Alerts:
 class Kafka:
     """Where alerts are sent; nowhere while `bootstrap` is empty.
 
-    Passwords are not kept here: `password_file` holds one in its first line.
+    Passwords are not kept here: `password_file` and `registry_password_file`
+    hold one each in their first line.
     """
 
     bootstrap: str = ""  # host:port, comma separated; "embedded" starts librdkafka's mock cluster
     topic: str = "alerts"
     registry: str = ""  # URL of a Confluent-compatible schema registry
+    registry_username: str = ""
+    registry_password_file: str = ""
     transactional_id: str = ""  # exactly once, where the broker offers transactions
+    delivery_timeout_s: float = 30.0  # alerts not acknowledged by then wait in the outbox
     max_message_bytes: int = 1_000_000  # longer histories are trimmed to fit
     late_after_s: float = 60.0  # alerts sent later than this after the end of readout bear the late flag
     security_protocol: str = "PLAINTEXT"  # SSL, SASL_PLAINTEXT or SASL_SSL

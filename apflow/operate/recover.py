@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from apflow.config import Config
-from apflow.io.alerts.archive import open_archive
-from apflow.io.alerts.publish import publish
+from apflow.errors import ServiceError
 from apflow.io.butler import OUTPUTS, Repository, output_path, output_run
 from apflow.io.ppdb import Ppdb
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import OutputFile
 from apflow.model.visit import Visit
+from apflow.operate.deliver import deliver, with_publication
+
+_log = logging.getLogger(__name__)
 
 
 def recover(ppdb: Ppdb, visits: Sequence[Visit], outcomes: Sequence[Outcome], config: Config) -> list[Outcome]:
     """Publish what waits in the outbox and register files that are not, for detector-visits that are done.
+
+    What cannot be published now goes on waiting; `apflow.operate.deliver.Delivery` tries again.
 
     Parameters
     ----------
@@ -35,14 +40,18 @@ def recover(ppdb: Ppdb, visits: Sequence[Visit], outcomes: Sequence[Outcome], co
     Raises
     ------
     AfterWrite
-        Alerts cannot be read back as they were archived.
+        Alerts cannot be read back as they were archived, or are refused for good.
     """
+    try:
+        deliver(ppdb, config)
+    except ServiceError as error:
+        _log.warning("alerts wait in the outbox: %s", error)
     done = {(o.visit, o.detector) for o in outcomes if o.state is State.DONE}
-    pending = [row for row in ppdb.pendingAlerts() if (row.visit, row.detector) in done]
-    publish(ppdb, open_archive(config.alerts_url, config.packets.schema_version), pending)
+    waiting = {(row.visit, row.detector) for row in ppdb.pendingAlerts()}
     now, ended, late = time.time(), [], []
-    for outcome in outcomes:
-        if outcome.state is State.DONE and outcome.published_unix is None:
+    for outcome in with_publication(ppdb, outcomes):
+        key = outcome.visit, outcome.detector
+        if outcome.published_unix is None and key in done - waiting:
             outcome = dataclasses.replace(outcome, published_unix=now)
             late.append(outcome)
         ended.append(outcome)

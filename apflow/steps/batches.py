@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from astropy.time import Time
 
 from apflow.config import Config
-from apflow.errors import AfterWrite, DataError, ServiceError
+from apflow.errors import ApflowError, DataError, ServiceError
 from apflow.graph import node
 from apflow.io.alerts.archive import Archive, open_archive
 from apflow.io.alerts.publish import publish
 from apflow.io.butler import Repository
+from apflow.io.kafka.sinks import open_sink
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ledger import Ended, Failure, Outcome, State
 from apflow.model.products import Archived, DetectorResult, OutboxRow, Plan, Stored
@@ -140,20 +141,23 @@ def publish_alerts(stored: Stored, config: Config) -> tuple[Outcome, ...]:
 
     The rows come from the database, since this may be a second run after one
     that stored, or published, and died. Alerts that cannot be sent now stay in
-    the outbox; their detectors are done all the same, with the cause noted.
+    the outbox, from where they are delivered later (`apflow.operate.deliver`);
+    their detectors are done all the same, with the cause noted.
     """
-    ppdb = open_ppdb(config.ppdb_url)
-    mine = {o.detector for o in stored.outcomes if o.state is State.DONE}
-    rows = [r for r in ppdb.pendingAlerts() if r.visit == stored.visit.visit and r.detector in mine]
+    ppdb, visit = open_ppdb(config.ppdb_url), stored.visit.visit
+    mine = [o.detector for o in stored.outcomes if o.state is State.DONE]
+    cause = ""
     try:
-        publish(ppdb, _archive(config), rows)
-    except (AfterWrite, ServiceError) as error:
+        publish(ppdb, _archive(config), open_sink(config.kafka, config.packets.schema_version), visit, mine)
+    except ApflowError as error:
         cause = f"alerts wait in the outbox: {error}"
-        outcomes = [dataclasses.replace(o, cause=o.cause or cause) for o in stored.outcomes]
-    else:
-        now = time.time()
-        done = State.DONE
-        outcomes = [dataclasses.replace(o, published_unix=now) if o.state is done else o for o in stored.outcomes]
+    waiting = {row.detector for row in ppdb.pendingAlerts(visit=visit)}
+    now, outcomes = time.time(), []
+    for o in stored.outcomes:
+        if o.state is State.DONE:
+            left = None if o.detector in waiting else now
+            o = dataclasses.replace(o, published_unix=left, cause=o.cause or cause)
+        outcomes.append(o)
     ppdb.settle(outcomes)
     return tuple(outcomes)
 

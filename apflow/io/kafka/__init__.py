@@ -1,0 +1,1 @@
+"""Kafka: alerts out, alerts in, and the registry of their schemas."""

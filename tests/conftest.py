@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from apflow.operate.services import PostgresServer
+from apflow.operate.services import KafkaBroker, PostgresServer, SchemaRegistry
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +14,17 @@ def postgres() -> Iterator[PostgresServer]:
     """A private PostgreSQL; `database()` makes an empty database and returns its URL."""
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_broker() -> Iterator[KafkaBroker]:
+    """A private Kafka, with and without SASL; each test makes topics of its own by `create_topic`."""
+    with KafkaBroker(sasl=True) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Iterator[SchemaRegistry]:
+    """A private Apicurio Registry; each test takes subjects of its own."""
+    with SchemaRegistry() as registry:
+        yield registry

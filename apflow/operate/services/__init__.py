@@ -6,6 +6,8 @@ machine alone; nothing of the system is touched. The binaries are Debian's
 (`cluster/services/pom.xml`).
 """
 
+from apflow.operate.services.kafka import KafkaBroker
 from apflow.operate.services.postgres import PostgresServer
+from apflow.operate.services.registry import SchemaRegistry
 
-__all__ = ["PostgresServer"]
+__all__ = ["KafkaBroker", "PostgresServer", "SchemaRegistry"]

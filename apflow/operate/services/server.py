@@ -27,7 +27,7 @@ PORTS = range(20_000, 32_000)
 #: and removes its folder. Arguments: signal, pid, folder or nothing.
 GUARD = """read -r _
 kill -s "$0" "$1" 2>/dev/null
-for _ in $(seq 100); do kill -0 "$1" 2>/dev/null || break; sleep 0.1; done
+for _ in $(seq 100); do grep -qs . "/proc/$1/cmdline" || break; sleep 0.1; done
 [ -z "$2" ] || rm -rf -- "$2"
 """
 

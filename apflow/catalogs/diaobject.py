@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apflow.catalogs import grouped
-from apflow.catalogs.positions import Places, inverse, moved, offsets_arcsec
+from apflow.catalogs.positions import Places, mean_places
 from apflow.model import schema
 from apflow.model.products import History
 
@@ -31,11 +31,14 @@ BANDS = "ugrizy"
 #: A version begins at least this much after the one before, days (1 ms): a late visit gives a newer version too.
 _TICK_D = 1e-3 / 86400.0
 _POSITION = ("ra", "dec", "raErr", "decErr", "ra_dec_Cov")
-_COLUMNS = [
-    *("diaSourceId", "diaObjectId", *_POSITION, "midpointMjdTai", "band"),
-    *("psfFlux", "psfFluxErr", "scienceFlux", "scienceFluxErr", "timeWithdrawnMjdTai"),
-]
-_TIMES = ["validityStartMjdTai", "firstDiaSourceMjdTai", "lastDiaSourceMjdTai", "nDiaSources"]
+_FLUXES = ("psfFlux", "psfFluxErr", "scienceFlux", "scienceFluxErr")
+#: What later versions can go on from.
+_KEPT = (
+    *("validityStartMjdTai", "firstDiaSourceMjdTai", "lastDiaSourceMjdTai", "nDiaSources"),
+    *_POSITION,
+    *(f"{b}_psfFlux{s}" for b in BANDS for s in ("Mean", "MeanErr", "Ndata", "Min", "Max", "ErrMean")),
+    *(f"{b}_scienceFlux{s}" for b in BANDS for s in ("Mean", "MeanErr")),
+)
 
 
 def new_versions(
@@ -63,25 +66,25 @@ def new_versions(
         DiaObject rows ordered by diaObjectId; valid from the time of their
         newest source, or just after the version before if that is later.
     """
-    new = schema.bare(sources[_COLUMNS])
-    new = new[new["diaObjectId"].notna()].sort_values("diaSourceId", kind="stable", ignore_index=True)
-    ids, own = np.unique(new["diaObjectId"].to_numpy(np.int64), return_inverse=True)
+    new = _rows(sources, sources["diaObjectId"].notna().to_numpy())
+    ids, own = np.unique(new["diaObjectId"], return_inverse=True)
     n = len(ids)
     if not n:
         return schema.empty("DiaObject")
     before = _before(history.objects, ids)
-    times = _times(new["midpointMjdTai"].to_numpy(), own, before)
-    newest = grouped.highest(own, new["midpointMjdTai"].to_numpy(), n)
+    times = _times(new["midpointMjdTai"], own, before)
+    newest = grouped.highest(own, new["midpointMjdTai"], n)
     # All of its life is in the history; else the rows of the history are in the version before already.
-    first, last = (before[c].to_numpy() for c in ("firstDiaSourceMjdTai", "lastDiaSourceMjdTai"))
-    whole = ~(first < newest - history_days) & ~(last > newest)
-    past = _past(history.sources, new, ids)
-    rows = pd.concat([past, new], ignore_index=True) if len(past) else new
-    group = np.concatenate([np.searchsorted(ids, past["diaObjectId"].to_numpy(np.int64)), own])
-    counts = whole[group] | (np.arange(len(rows)) >= len(past))
-    before.loc[whole] = np.nan
+    whole = ~(before["firstDiaSourceMjdTai"] < newest - history_days) & ~(before["lastDiaSourceMjdTai"] > newest)
+    before = {c: np.where(whole, np.nan, v) for c, v in before.items()}
+    past = _rows(
+        history.sources, _valid(history.sources, ids) & ~np.isin(history.sources["diaSourceId"], new["diaSourceId"])
+    )
+    rows = {c: np.concatenate([past[c], new[c]]) for c in new}
+    group = np.searchsorted(ids, rows["diaObjectId"])
+    counts = whole[group] | (np.arange(len(group)) >= len(group) - len(own))
     columns: Columns = {"diaObjectId": ids, **times}
-    columns |= _position(Places.of(rows[counts]), group[counts], before, position_floor_arcsec)
+    columns |= _position({c: rows[c][counts] for c in _POSITION}, group[counts], before, position_floor_arcsec)
     columns |= _fluxes(rows, group, counts, before)
     return schema.conform(pd.DataFrame(columns), "DiaObject")
 
@@ -96,50 +99,52 @@ def with_forced_fluxes(objects: pd.DataFrame, past: pd.DataFrame, forced: pd.Dat
     past, forced : `pandas.DataFrame`
         DiaForcedSources of the history and of this visit.
     """
-    ids, n = objects["diaObjectId"].to_numpy(np.int64), len(objects)
-    columns = ["diaObjectId", "diaForcedSourceId", "band", "psfFlux", "psfFluxErr", "timeWithdrawnMjdTai"]
-    parts = [schema.bare(f[columns]) for f in (past, forced) if len(f)]
-    if not n or not parts:
-        return objects
-    rows = pd.concat(parts, ignore_index=True).sort_values("diaForcedSourceId", kind="stable")
-    rows = rows[rows["diaObjectId"].isin(ids) & rows["timeWithdrawnMjdTai"].isna()]
-    group = np.searchsorted(ids, rows["diaObjectId"].to_numpy(np.int64))
-    flux, error, cell, _ = _good(rows, group, "psfFlux")
-    mean, mean_error = grouped.weighted_mean(cell, flux, error, n * len(BANDS))
-    return objects.assign(
-        **{
-            f"{band}_{name}": values[k :: len(BANDS)].astype(np.float32)
-            for name, values in (("fpFluxMean", mean), ("fpFluxMeanErr", mean_error))
-            for k, band in enumerate(BANDS)
-        }
-    )
+    ids, n = objects["diaObjectId"].to_numpy(np.int64), len(objects) * len(BANDS)
+    parts = [_rows(f, _valid(f, ids), "diaForcedSourceId", _FLUXES[:2]) for f in (past, forced)]
+    rows = {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
+    flux, error, cell, _ = _good(rows, np.searchsorted(ids, rows["diaObjectId"]), "psfFlux")
+    mean, mean_error = grouped.weighted_mean(cell, flux, error, n)
+    by_band = _by_band({"fpFluxMean": mean.astype(np.float32), "fpFluxMeanErr": mean_error.astype(np.float32)})
+    return objects.assign(**by_band)
 
 
-def _before(known: pd.DataFrame, ids: I8) -> pd.DataFrame:
+def _valid(table: pd.DataFrame, ids: I8) -> Flags:
+    """Rows of some objects that are not withdrawn."""
+    objects = table["diaObjectId"].to_numpy(np.int64, na_value=-1)
+    return np.isin(objects, ids) & np.isnan(table["timeWithdrawnMjdTai"].to_numpy())
+
+
+def _rows(
+    table: pd.DataFrame, keep: Flags, key: str = "diaSourceId", names: tuple[str, ...] = (*_POSITION, *_FLUXES)
+) -> Columns:
+    """Some rows as arrays in the order of their ids, so that sums do not depend on that of the table."""
+    bare = schema.bare(table[[key, "diaObjectId", "midpointMjdTai", "band", *names]])
+    rows = np.flatnonzero(keep)
+    ids = bare[key].to_numpy(np.int64)
+    rows = rows[np.argsort(ids[rows], kind="stable")]
+    band = np.select([(bare["band"] == b).to_numpy(bool, na_value=False) for b in BANDS], range(len(BANDS)), -1)
+    out: Columns = {c: bare[c].to_numpy(np.float64)[rows] for c in ("midpointMjdTai", *names)}
+    return out | {
+        key: ids[rows],
+        "diaObjectId": bare["diaObjectId"].to_numpy(np.int64, na_value=-1)[rows],
+        "band": band[rows],
+    }
+
+
+def _before(known: pd.DataFrame, ids: I8) -> Columns:
     """The current version of each object, row by row, as floats; NaN where it is new."""
-    stems = ("psfFluxMean", "psfFluxMeanErr", "psfFluxNdata", "psfFluxMin", "psfFluxMax", "psfFluxErrMean")
-    names = [f"{b}_{s}" for b in BANDS for s in (*stems, "scienceFluxMean", "scienceFluxMeanErr")]
-    rows = np.flatnonzero(np.isin(known["diaObjectId"], ids))
-    at = np.searchsorted(ids, known["diaObjectId"].to_numpy(np.int64)[rows])
-    bare = schema.bare(known)
-    table = np.full((len(ids), len(_TIMES) + len(_POSITION) + len(names)), np.nan)
-    columns = [*_TIMES, *_POSITION, *names]
-    for k, name in enumerate(columns):
-        table[at, k] = bare[name].to_numpy(np.float64)[rows]
-    return pd.DataFrame(table, columns=columns)
+    bare, known_ids = schema.bare(known), known["diaObjectId"].to_numpy(np.int64)
+    rows = np.flatnonzero(np.isin(known_ids, ids))
+    at = np.searchsorted(ids, known_ids[rows])
+    table = np.full((len(_KEPT), len(ids)), np.nan)
+    for k, name in enumerate(_KEPT):
+        table[k, at] = bare[name].to_numpy(np.float64)[rows]
+    return dict(zip(_KEPT, table, strict=True))
 
 
-def _past(past: pd.DataFrame, new: pd.DataFrame, ids: I8) -> pd.DataFrame:
-    """Valid sources of the history, of the objects, that are not new; ordered by id."""
-    rows = schema.bare(past[_COLUMNS])
-    keep = rows["diaObjectId"].isin(ids).to_numpy(bool, na_value=False) & rows["timeWithdrawnMjdTai"].isna().to_numpy()
-    keep &= ~np.isin(rows["diaSourceId"], new["diaSourceId"])
-    return rows[keep].sort_values("diaSourceId", kind="stable", ignore_index=True)
-
-
-def _times(midpoint: F8, own: I8, before: pd.DataFrame) -> Columns:
-    n = len(before)
-    start, first, last, count = (before[c].to_numpy() for c in _TIMES)
+def _times(midpoint: F8, own: I8, before: Columns) -> Columns:
+    start, first, last, count = (before[c] for c in _KEPT[:4])
+    n = len(count)
     newest = grouped.highest(own, midpoint, n)
     return {
         "validityStartMjdTai": np.fmax(newest, start + _TICK_D),
@@ -149,66 +154,47 @@ def _times(midpoint: F8, own: I8, before: pd.DataFrame) -> Columns:
     }
 
 
-def _position(rows: Places, group: I8, before: pd.DataFrame, floor_arcsec: float) -> Columns:
+def _position(rows: Columns, group: I8, before: Columns, floor_arcsec: float) -> Columns:
     """Mean position; an earlier version is one more row, whose floor is that of the mean of its sources."""
-    n = len(before)
-    held = np.flatnonzero(before["ra"].notna())
-    earlier = Places.of(before.iloc[held])
-    group = np.concatenate([group, held])
-    n_sources = np.concatenate([np.ones(len(rows)), np.maximum(before["nDiaSources"].to_numpy()[held], 1.0)])
-    ra, dec, xx, yy, xy = (
-        np.concatenate([getattr(p, c) for p in (rows, earlier)]) for c in ("ra", "dec", "xx", "yy", "xy")
-    )
-    _, start = np.unique(group, return_index=True)
-    ra0, dec0 = ra[start], dec[start]
-    x, y = offsets_arcsec(ra, dec, ra0[group], dec0[group])
-    floor = floor_arcsec**2 / n_sources
-    # Weights W = (C + floor)^-1; the errors are those that the measurements claim, without the floor.
-    wxx, wyy, wxy = inverse(xx + floor, yy + floor, xy)
-    axx, ayy, axy = inverse(*(grouped.total(group, w, n) for w in (wxx, wyy, wxy)))
-    bx = grouped.total(group, wxx * x + wxy * y, n)
-    by = grouped.total(group, wxy * x + wyy * y, n)
-    dx, dy = axx * bx + axy * by, axy * bx + ayy * by
-    mxx, mxy, myx, myy = wxx * xx + wxy * xy, wxx * xy + wxy * yy, wxy * xx + wyy * xy, wxy * xy + wyy * yy
-    products = (mxx * wxx + mxy * wxy, myx * wxy + myy * wyy, mxx * wxy + mxy * wyy)
-    sxx, syy, sxy = (grouped.total(group, p, n) for p in products)
-    vxx = axx * (axx * sxx + 2 * axy * sxy) + axy * axy * syy
-    vyy = ayy * (ayy * syy + 2 * axy * sxy) + axy * axy * sxx
-    vxy = axx * axy * sxx + (axx * ayy + axy * axy) * sxy + axy * ayy * syy
-    mean_ra, mean_dec = moved(ra0, dec0, dx, dy)
+    held = np.flatnonzero(np.isfinite(before["ra"]))
+    places = Places.of({c: np.concatenate([rows[c], before[c][held]]) for c in _POSITION})
+    averaged = np.concatenate([np.ones(len(group)), np.maximum(before["nDiaSources"][held], 1.0)])
+    mean = mean_places(places, floor_arcsec**2 / averaged, np.concatenate([group, held]), len(before["ra"]))
     return {
-        "ra": mean_ra,
-        "dec": mean_dec,
-        "raErr": np.sqrt(vxx) / 3600.0,
-        "decErr": np.sqrt(vyy) / 3600.0,
-        "ra_dec_Cov": vxy / 3600.0**2,
+        "ra": mean.ra,
+        "dec": mean.dec,
+        "raErr": np.sqrt(mean.xx) / 3600.0,
+        "decErr": np.sqrt(mean.yy) / 3600.0,
+        "ra_dec_Cov": mean.xy / 3600.0**2,
     }
 
 
-def _good(rows: pd.DataFrame, group: I8, name: str) -> tuple[F8, F8, I8, I8]:
-    """Flux, error, cell (group and band) and index of the rows where both are known."""
-    flux, error = (rows[c].to_numpy(np.float64) for c in (name, name + "Err"))
-    band = np.full(len(rows), -1)
-    for k, b in enumerate(BANDS):
-        band[(rows["band"] == b).to_numpy(bool, na_value=False)] = k
+def _good(rows: Columns, group: I8, name: str) -> tuple[F8, F8, I8, I8]:
+    """Flux, error, cell (group and band) and index of the rows where all are known."""
+    flux, error, band = rows[name], rows[name + "Err"], rows["band"]
     good = np.flatnonzero(np.isfinite(flux) & (error > 0) & np.isfinite(error) & (band >= 0))
     return flux[good], error[good], group[good] * len(BANDS) + band[good], good
 
 
-def _fluxes(rows: pd.DataFrame, group: I8, counts: Flags, before: pd.DataFrame) -> Columns:
+def _by_band(cells: Columns) -> Columns:
+    """Columns of each band from values by cell."""
+    return {f"{band}_{name}": v[k :: len(BANDS)] for name, v in cells.items() for k, band in enumerate(BANDS)}
+
+
+def _fluxes(rows: Columns, group: I8, counts: Flags, before: Columns) -> Columns:
     """Flux statistics by band; `counts` marks rows that are not in the version before."""
-    n = len(before) * len(BANDS)
+    n = len(before["ra"]) * len(BANDS)
 
     def earlier(name: str) -> F8:
-        return before[[f"{b}_{name}" for b in BANDS]].to_numpy().ravel()
+        return np.stack([before[f"{b}_{name}"] for b in BANDS], 1).ravel()
 
     flux, error, cell, index = _good(rows, group, "psfFlux")
-    out = {
+    out: Columns = {
         "psfFluxSigma": grouped.deviation(cell, flux, n),
-        "psfFluxMaxSlope": grouped.steepest(cell, flux, rows["midpointMjdTai"].to_numpy()[index], n),
+        "psfFluxMaxSlope": grouped.steepest(cell, flux, rows["midpointMjdTai"][index], n),
     }
-    kept = counts[index]
-    flux, error, cell = flux[kept], error[kept], cell[kept]
+    fresh = counts[index]
+    flux, error, cell = flux[fresh], error[fresh], cell[fresh]
     count0 = np.nan_to_num(earlier("psfFluxNdata"))
     count = np.bincount(cell, minlength=n) + count0
     errors = grouped.total(cell, error, n) + count0 * np.nan_to_num(earlier("psfFluxErrMean"))
@@ -218,10 +204,12 @@ def _fluxes(rows: pd.DataFrame, group: I8, counts: Flags, before: pd.DataFrame) 
         "psfFluxMax": np.fmax(grouped.highest(cell, flux, n), earlier("psfFluxMax")),
         "psfFluxErrMean": errors / np.where(count > 0, count, np.nan),
     }
-    science = _good(rows[counts], group[counts], "scienceFlux")[:3]
-    for name, new in (("psfFlux", (flux, error, cell)), ("scienceFlux", science)):
+    science = _good(rows, group, "scienceFlux")
+    fresh = counts[science[3]]
+    for name, new in (("psfFlux", (flux, error, cell)), ("scienceFlux", tuple(v[fresh] for v in science[:3]))):
         mean, mean_error = earlier(f"{name}Mean"), earlier(f"{name}MeanErr")
         held = np.flatnonzero(np.isfinite(mean) & (mean_error > 0))
+        # A weighted mean of earlier rows counts as one more row with its error.
         f, e, c = (np.concatenate(p) for p in zip(new, (mean[held], mean_error[held], held), strict=True))
         out[f"{name}Mean"], out[f"{name}MeanErr"] = grouped.weighted_mean(c, f, e, n)
-    return {f"{band}_{name}": v[k :: len(BANDS)] for name, v in out.items() for k, band in enumerate(BANDS)}
+    return _by_band(out)

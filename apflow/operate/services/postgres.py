@@ -69,7 +69,7 @@ class PostgresServer(Server):
     @property
     def url(self) -> str:
         """URL of the database ``postgres``, which every server has."""
-        return self._url("postgres")
+        return self.url_of("postgres")
 
     @property
     def certificate(self) -> Path:
@@ -86,7 +86,11 @@ class PostgresServer(Server):
         name = name or f"test_{uuid.uuid4().hex[:12]}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        return self._url(name)
+        return self.url_of(name)
+
+    def url_of(self, database: str) -> str:
+        """URL of a database by the Unix socket."""
+        return f"postgresql://{ROLE}@/{database}?host={quote(str(self.folder), safe='')}&port={self._port()}"
 
     def tls_url(self, database: str = "postgres", *, passfile: bool = True) -> str:
         """URL by TCP, the server's certificate verified; without `passfile` the client has to find the password."""
@@ -94,9 +98,6 @@ class PostgresServer(Server):
         if passfile:
             options += f"&passfile={quote(str(self.password_file), safe='')}"
         return f"postgresql://{ROLE}@localhost:{self._port()}/{database}?{options}"
-
-    def _url(self, database: str) -> str:
-        return f"postgresql://{ROLE}@/{database}?host={quote(str(self.folder), safe='')}&port={self._port()}"
 
     def _user(self) -> str | None:
         if os.geteuid() != 0:

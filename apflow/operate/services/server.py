@@ -117,6 +117,7 @@ class Server(ABC):
             return
         self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # whoever reaches a socket in it is let in
         self._prepare()
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(

@@ -153,6 +153,7 @@ class Packet:
     alert_id: int  # diaSourceId
     object_id: int
     datum: bytes
+    trimmed: int = 0  # rows of history left out, so that the broker takes it
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,16 @@ class OutboxRow:
     offset: int
     length: int
     checksum: int  # crc32 of the datum
+    arrived_unix: float | None = None  # the end of readout of its detector-visit, where that is known
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Alerts that a publisher took from the outbox and that are still pending."""
+
+    name: str
+    left_s: float  # of its lease; negative when that is over
+    alert_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,7 @@ METRIC_UNITS: Mapping[str, str] = {
     "n_sources": "ct",
     "n_new_objects": "ct",
     "n_forced": "ct",
+    "n_alerts_trimmed": "ct",
 }
 
 
@@ -76,6 +77,7 @@ def package_alerts(
     assert info is not None
     associated = with_forced(associated, history, forced)
     stamps = _stamps(associated.sources, difference, science, config)
+    packets = packets_of(associated, history, forced, stamps, config)
     known = np.isin(associated.objects["diaObjectId"], history.objects["diaObjectId"])
     metrics = {**science.summary, **difference.exposure.summary}
     metrics |= {
@@ -83,6 +85,7 @@ def package_alerts(
         "n_sources": float(len(associated.sources)),
         "n_new_objects": float((~known).sum()),
         "n_forced": float(len(forced)),
+        "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
     }
     metrics = {name: metrics.get(name, float("nan")) for name in METRIC_UNITS}
     return DetectorResult(
@@ -92,7 +95,7 @@ def package_alerts(
         objects=associated.objects,
         forced=forced,
         guard=associated.guard,
-        packets=packets_of(associated, history, forced, stamps, config),
+        packets=packets,
         outputs=_write(plan, info.detector, associated.sources, difference, metrics, config),
         arrived_unix=max(raw.arrived_unix for raw in snaps.raws),
         mjd_mid_tai=info.mjd_mid_tai,
@@ -125,6 +128,8 @@ def packets_of(
         stamps,
         schema_version=config.packets.schema_version,
         history_days=config.associate.history_days,
+        nan_for_null=config.packets.nan_for_null,
+        max_message_bytes=config.kafka.max_message_bytes,
     )
 
 
@@ -136,8 +141,9 @@ def _stamps(
     boxes = sources["bboxSize"].fillna(0)
     for key, x, y, box in zip(sources["diaSourceId"], sources["x"], sources["y"], boxes, strict=True):
         size = cutout_size(box, *limits)
-        planes = (difference.exposure, science, difference.matched)
-        d, s, t = (cutout_fits(cut(plane, x, y, size)) for plane in planes)
+        cuts = [cut(plane, x, y, size) for plane in (difference.exposure, science, difference.matched)]
+        # All three lie on the science grid: given one WCS, its tangent is worked out once.
+        d, s, t = (cutout_fits(c._replace(wcs=cuts[1].wcs)) for c in cuts)
         stamps[int(key)] = (d, s, t)
     return stamps
 

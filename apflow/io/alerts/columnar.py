@@ -124,11 +124,11 @@ class Batch:
             lost = np.isinf(target) & np.isfinite(np.asarray(values))
             self._refuse(name, np.broadcast_to(values, self.n), lost, "|value| < 3.4e38")
 
-    def put_floats(self, names: Sequence[str], values: NDArray[Any]) -> None:
-        """Set columns of one type at once from its own dtype, (fields, n); what is not finite is null."""
+    def put_many(self, names: Sequence[str], values: NDArray[Any], known: NDArray[np.bool_]) -> None:
+        """Set columns of one type at once, (fields, n), from values that are sure to fit it."""
         places = [self.layout.slots[name] for name in names]
         getattr(self, places[0][0])[[slot for _, slot in places]] = values
-        self.known[[self.position[name] for name in names]] = np.isfinite(values)
+        self.known[[self.position[name] for name in names]] = known
 
     def put_text(self, name: str, data: NDArray[np.uint8], offsets: I8, known: Known = True) -> None:
         """Set a column of strings (UTF-8) or bytes: value i is ``data[offsets[i]:offsets[i + 1]]``.

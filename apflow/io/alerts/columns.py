@@ -25,8 +25,12 @@ _Series = pd.Series  # pandas-stubs alone knows its parameter
 _PPDB_ONLY = frozenset({"validityEndMjdTai", "ssObjectReassocTimeMjdTai", "pixelId"})
 #: Counts that are 0 where nothing was fitted: neither apdb.yaml nor the alert schema lets them be null.
 _COUNTS = ("Ndata", "nDiaSources", "bboxSize")
-#: How the schema's floats are stored in a frame that conforms to it.
-_STORED = {Kind.FLOAT: np.dtype("f4"), Kind.DOUBLE: np.dtype("f8")}
+#: How frames that conform to apdb.yaml store what may be null, where there are many columns of a kind.
+_STORED: Mapping[Kind, Any] = {
+    Kind.FLOAT: np.dtype("f4"),
+    Kind.DOUBLE: np.dtype("f8"),
+    Kind.BOOLEAN: pd.BooleanDtype(),
+}
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
 
@@ -68,26 +72,42 @@ def check_table(
     unknown = set(table.columns) - {f.name for f in record.fields} - known_columns() - _PPDB_ONLY
     if unknown:
         raise DataError(f"{name}.{min(map(str, unknown))} is not a field of the alert schema or of apdb.yaml")
-    bare = table.copy(deep=False)
-    bare.attrs = {}  # pandas would copy them for every column that is touched
     batch = Batch(record, len(table), name)
-    left = {f.name: f for f in record.fields if f.name in bare.columns}
-    dtypes = dict(zip(bare.columns, bare.dtypes, strict=True))
-    for kind, dtype in _STORED.items():
-        ready = [name for name, field in left.items() if field.kind == kind and dtypes[name] == dtype]
-        if ready:
-            batch.put_floats(ready, bare[ready].to_numpy().T)
-        left = {name: field for name, field in left.items() if name not in ready}
-    for column, field in left.items():
-        _PUT[field.kind or Kind.NULL](batch, field, bare[column])
+    _put_columns(batch, table)
     for i in batch.layout.required.tolist():
         if not batch.known[i].all():
             _settle(batch, record.fields[i], batch.known[i], fill or {})
     if nan_for_null:
         for field, known in zip(record.fields, batch.known, strict=True):
-            if field.kind in _STORED and not known.all():
+            if field.kind in (Kind.FLOAT, Kind.DOUBLE) and not known.all():
                 batch.put(field.name, np.where(known, batch.column(field.name), np.nan))
     return batch
+
+
+def _put_columns(batch: Batch, table: pd.DataFrame) -> None:
+    """All columns that the record has: those stored as the schema wants them together, the others one by one."""
+    fields = {f.name: f for f in batch.record.fields}
+    names = table.columns.tolist()
+    bare = table.copy(deep=False)
+    bare.attrs = {}  # pandas would copy them for every column that is touched
+    bare.columns = pd.RangeIndex(len(names))  # looked up faster than text
+    alike: dict[Kind, list[int]] = {kind: [] for kind in _STORED}
+    for i, (name, dtype) in enumerate(zip(names, bare.dtypes, strict=True)):
+        field = fields.get(name)
+        if field is None:
+            continue
+        kind = field.kind or Kind.NULL
+        if kind in _STORED and dtype == _STORED[kind]:
+            alike[kind].append(i)
+        else:
+            _PUT[kind](batch, field, bare[i])
+    for kind, columns in alike.items():
+        if kind == Kind.BOOLEAN and columns:
+            flags = np.array([bare[i].array.to_numpy(dtype=np.int8, na_value=-1) for i in columns])
+            batch.put_many([names[i] for i in columns], flags > 0, flags >= 0)
+        elif columns:
+            values = bare[columns].to_numpy().T
+            batch.put_many([names[i] for i in columns], values, np.isfinite(values))
 
 
 def _settle(batch: Batch, field: Field, known: NDArray[np.bool_], fill: Mapping[str, float]) -> None:

@@ -2,7 +2,8 @@
 
 The layout is the one that `astropy.nddata.CCDData` writes and reads: the image
 in the primary HDU, then UNCERT (variance), MASK and PSFIMAGE. Headers are put
-together by hand, since astropy takes about 3 ms for what takes 0.05 ms here.
+together by hand, card for card as astropy writes them, since astropy takes
+about 3 ms for what takes 0.03 ms here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from apflow.model.wcs import Wcs, sip_terms
 _BLOCK = 2880
 #: Planes that do not speak against a pixel: left out, since CCDData takes any non-zero as masked.
 _NO_FLAW = int(Mask.DETECTED | Mask.DETECTED_NEGATIVE)
-_BITPIX = {"f4": -32, "f8": -64, "i4": 32}
+_BITPIX = {"f4": -32, "i4": 32}
+#: What astropy says of the keywords that it writes by itself.
+_NOTES = {
+    "SIMPLE": "conforms to FITS standard",
+    "XTENSION": "Image extension",
+    "BITPIX": "array data type",
+    "NAXIS": "number of array dimensions",
+    "PCOUNT": "number of parameters",
+    "GCOUNT": "number of groups",
+    "EXTNAME": "extension name",
+}
 #: Image, variance, mask, PSF and WCS of a stamp.
 Planes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32] | None, Wcs | None]
 _Vector = tuple[float, float, float]
@@ -61,8 +72,7 @@ def cutout_fits(cutout: Planes, unit: str = "nJy", cards: Mapping[str, float | i
     numbers = None
     if wcs is not None:
         local = tangent(wcs, (nx - 1) / 2, (ny - 1) / 2)
-        (cd11, cd12), (cd21, cd22) = local.cd.tolist()
-        numbers = (*local.crval_deg, local.crpix[0] + 1, local.crpix[1] + 1, cd11, cd12, cd21, cd22)
+        numbers = (*local.crval_deg, local.crpix[0] + 1, local.crpix[1] + 1, *local.cd.ravel().tolist())
     parts = [
         _primary(nx, ny, unit, numbers, tuple((cards or {}).items())),
         _data(image, ">f4"),
@@ -76,6 +86,7 @@ def cutout_fits(cutout: Planes, unit: str = "nJy", cards: Mapping[str, float | i
     return b"".join(parts)
 
 
+@functools.lru_cache(maxsize=64)  # the three stamps of a source share their WCS
 def tangent(wcs: Wcs, x: float, y: float) -> Wcs:
     """The undistorted WCS that agrees with `wcs` at (x, y) to first order.
 
@@ -125,12 +136,13 @@ def _dot(a: _Vector, b: _Vector) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
+@functools.lru_cache(maxsize=64)
 def _primary(
     nx: int, ny: int, unit: str, numbers: tuple[float, ...] | None, cards: tuple[tuple[str, Any], ...]
 ) -> bytes:
     head = _primary_start(nx, ny, unit, numbers is not None)
     if numbers is not None:
-        head += b"".join(b"%-8s= %20.13E%50s" % (k.encode(), v, b"") for k, v in zip(_WCS_KEYS, numbers, strict=True))
+        head += b"".join(map(_card, _WCS_KEYS, numbers))
     head += b"".join(_card(key, value) for key, value in cards) + b"END".ljust(80)
     if len(head) > _BLOCK:
         raise BadRequest(f"{len(cards)} further keywords do not fit into a stamp's header of {_BLOCK} bytes")
@@ -150,11 +162,12 @@ def _primary_start(nx: int, ny: int, unit: str, celestial: bool) -> bytes:
 @functools.lru_cache(maxsize=256)
 def _extension(name: str, kind: str, nx: int, ny: int, utype: str = "") -> bytes:
     cards: dict[str, Any] = {"XTENSION": "IMAGE", "BITPIX": _BITPIX[kind], "NAXIS": 2, "NAXIS1": nx, "NAXIS2": ny}
-    cards |= {"PCOUNT": 0, "GCOUNT": 1, "EXTNAME": name}
+    cards |= {"PCOUNT": 0, "GCOUNT": 1}
     if utype:
         cards["UTYPE"] = utype
     if name == "MASK":
         cards |= {f"MP_{p.name}"[:8]: int(p).bit_length() - 1 for p in Mask if p.name and not p & _NO_FLAW}
+    cards["EXTNAME"] = name
     return (b"".join(_card(key, value) for key, value in cards.items()) + b"END".ljust(80)).ljust(_BLOCK)
 
 
@@ -162,15 +175,24 @@ def _card(key: str, value: float | int | str) -> bytes:
     if isinstance(value, bool):
         text = f"{'T' if value else 'F':>20}"
     elif isinstance(value, str):
-        text = "'{:<8}'".format(value.replace("'", "''"))
+        text = "{:<20}".format("'{:<8}'".format(value.replace("'", "''")))
     elif isinstance(value, int):
         text = f"{value:>20d}"
     else:
-        text = f"{value:>20.13E}"
+        text = f"{_float(value):>20}"
     card = f"{key:<8}= {text}"
     if len(card) > 80 or len(key) > 8:
         raise BadRequest(f"FITS keyword {key} with value {value!r} does not fit into 80 characters")
+    if key in _NOTES:
+        card += f" / {_NOTES[key]}"
     return card.ljust(80).encode("ascii")
+
+
+def _float(value: float) -> str:
+    """A number in 20 characters: the last digits of a longer one are cut off."""
+    text = str(float(value)).upper()
+    mantissa, e, exponent = text.partition("E")
+    return mantissa[: 20 - len(e + exponent)] + e + exponent
 
 
 def _data(plane: NDArray[Any], dtype: str) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -21,7 +20,7 @@ import pandas as pd
 from astropy.coordinates import SkyCoord, match_coordinates_sky
 from scipy.optimize import linear_sum_assignment
 
-from apflow.catalogs.associate import associate
+from apflow.catalogs.associate import associate, pair_gain
 from apflow.catalogs.diaobject import new_versions
 from apflow.catalogs.matching import best_pairs
 from apflow.catalogs.positions import Places, neighbours, pair_cost
@@ -30,7 +29,6 @@ from apflow.model.products import History
 from apflow.model.sky import deproject
 
 RADIUS, FLOOR = 1.0, 0.05
-ALONE = 0.5 * (RADIUS / FLOOR) ** 2 + math.log(FLOOR**2)
 SOURCES, OBJECTS, PAST, DRP = 1000, 5000, 20, 3000
 SIDE_DEG = 800.0 / 3600.0
 CENTRE = 150.0, -30.0
@@ -76,7 +74,7 @@ def source_table(x: np.ndarray, y: np.ndarray, first_id: int, flux: np.ndarray, 
 def matched(sources: Places, objects: Places) -> np.ndarray:
     """The object of each source by this package's matcher, -1 for none."""
     i, j = neighbours(sources, objects, RADIUS)
-    chosen = best_pairs(i, j, pair_cost(sources.take(i), objects.take(j), FLOOR), ALONE)
+    chosen = best_pairs(i, j, pair_gain(pair_cost(sources.take(i), objects.take(j), FLOOR), RADIUS))
     out = np.full(len(sources), -1)
     out[i[chosen]] = j[chosen]
     return out
@@ -84,13 +82,11 @@ def matched(sources: Places, objects: Places) -> np.ndarray:
 
 def matched_whole(sources: Places, objects: Places) -> np.ndarray:
     """The same by one dense assignment of all sources to all objects."""
-    n, m = len(sources), len(objects)
-    cost = np.full((n, m + n), np.inf)
+    gain = np.zeros((len(sources), len(objects)))
     i, j = neighbours(sources, objects, RADIUS)
-    cost[i, j] = pair_cost(sources.take(i), objects.take(j), FLOOR)
-    cost[np.arange(n), m + np.arange(n)] = ALONE
-    _, columns = linear_sum_assignment(cost)
-    return np.where(columns < m, columns, -1)
+    gain[i, j] = pair_gain(pair_cost(sources.take(i), objects.take(j), FLOOR), RADIUS)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return np.where(gain[rows, columns] > 0.0, columns, -1)
 
 
 def matched_nearest(sources: Places, objects: Places) -> np.ndarray:

@@ -17,10 +17,12 @@ from apflow.model import schema
 from apflow.model.products import Associated, History
 
 I8 = NDArray[np.int64]
+F8 = NDArray[np.float64]
 
 _POSITION = ["ra", "dec", "raErr", "decErr", "ra_dec_Cov"]
 #: The store computes separations its own way: what it may call within the radius must be in the guard.
 _GUARD_REACH = 1.0 + 1e-4
+_UNLIKELY_SIGMA = 5.0
 
 
 def associate(
@@ -33,15 +35,16 @@ def associate(
     history_days: float = 365.0,
     ss_objects: pd.DataFrame | None = None,
 ) -> Associated:
-    """Give each DiaSource its SSObject or its DiaObject: the match of least total cost.
+    """Give each DiaSource its SSObject or its DiaObject: the assignment of least total cost.
 
     A pair within `radius_arcsec` costs ``0.5 chi^2 + 0.5 ln(det C)`` where C
     is the sum of both position covariances and of `position_floor_arcsec`
-    squared. A source left alone costs what a pair at the radius costs with
-    errors at the floor, which no pair within the radius exceeds: so a source
-    is left alone only where its object goes to a better one. Sources of Solar
-    System objects go first and have no DiaObject; what is left alone becomes a
-    new DiaObject with the source's own id. The order of rows does not matter.
+    squared. A source left alone costs what a pair at the radius costs whose
+    errors make that 5 sigma. Pairs that cost more are worth a little still:
+    within the radius a source takes the only object there is, but pushes no
+    better pair aside. Sources of Solar System objects go first and have no
+    DiaObject; what is left alone becomes a new DiaObject with the source's own
+    id. The order of rows does not matter.
 
     Parameters
     ----------
@@ -111,11 +114,23 @@ def _match(sources: Places, objects: Places, free: NDArray[np.bool_], radius: fl
     """Index of the object of each source, -1 for none; only `free` sources are matched."""
     i, j = neighbours(sources, objects, radius)
     i, j = i[free[i]], j[free[i]]
-    alone = 0.5 * (radius / floor) ** 2 + math.log(floor**2)
-    chosen = best_pairs(i, j, pair_cost(sources.take(i), objects.take(j), floor), alone)
+    chosen = best_pairs(i, j, pair_gain(pair_cost(sources.take(i), objects.take(j), floor), radius))
     matched = np.full(len(sources), -1, np.int64)
     matched[i[chosen]] = j[chosen]
     return matched
+
+
+def pair_gain(cost: F8, radius_arcsec: float) -> F8:
+    """What a pair saves against leaving its source alone; above 0 for any cost.
+
+    Up to one unit below the cost of a source alone it is the difference, from
+    there on it falls as ``1 / (1 + excess)``, with the same slope. Without that
+    two sources, each of them ten sigma from the object it gets, would be better
+    than a perfect pair and a new object.
+    """
+    alone = 0.5 * _UNLIKELY_SIGMA**2 + 2.0 * math.log(radius_arcsec / _UNLIKELY_SIGMA)
+    excess = np.maximum(cost - (alone - 1.0), 0.0)
+    return np.where(excess > 0.0, 1.0 / (1.0 + excess), alone - cost)
 
 
 def _moving(sources: Places, ss_objects: pd.DataFrame | None, radius: float, floor: float) -> I8:

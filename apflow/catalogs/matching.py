@@ -1,4 +1,4 @@
-"""The assignment of least total cost."""
+"""The assignment of greatest total gain."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ F8 = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
-def best_pairs(i: I8, j: I8, cost: F8, alone: float) -> Flags:
-    """Choose among pairs so that the total cost is the least possible.
+def best_pairs(i: I8, j: I8, gain: F8) -> Flags:
+    """Choose among pairs so that the total gain is the greatest possible.
 
-    Each i and each j is in one pair at most; an i without a pair costs
-    `alone`, a j without one nothing. Groups that no pair connects are solved
-    each by itself, which gives the optimum of all.
+    Each i and each j is in one pair at most. Groups that no pair connects are
+    solved each by itself, which gives the optimum of all.
 
     Parameters
     ----------
     i, j : `numpy.ndarray`, (n,)
-        The pairs that are possible; no pair twice. Of equally good choices
-        the one with the lower indices is taken, so that number things by what
-        they are (their ids), not by their place in a table.
-    cost : `numpy.ndarray`, (n,)
-        What a pair costs.
+        The pairs that are possible; no pair twice. Between equally good choices
+        it is the numbers that decide, not the order of the pairs.
+    gain : `numpy.ndarray`, (n,)
+        What a pair is worth; one that is worth 0 or less is never chosen.
 
     Returns
     -------
@@ -35,20 +33,20 @@ def best_pairs(i: I8, j: I8, cost: F8, alone: float) -> Flags:
         True for the pairs chosen.
     """
     chosen = np.zeros(len(i), bool)
-    worth = np.flatnonzero(cost < alone)  # leaving i alone is never worse than one of the others
-    i, j, cost = i[worth], j[worth], cost[worth]
-    if not len(worth):
+    order = np.lexsort((j, i))
+    order = order[gain[order] > 0]
+    if not len(order):
         return chosen
+    i, j, gain = i[order], j[order], gain[order]
     group, star = _groups(i, j)
-    # Where all pairs share an i or a j, one of them is chosen: the cheapest.
-    order = np.lexsort((j, i, cost, group))
-    order = order[star[order]]
-    first = np.diff(group[order], prepend=-1) > 0
-    chosen[worth[order[first]]] = True
+    # Where all pairs share an i or a j, one of them is chosen.
+    best = np.lexsort((j, i, -gain, group))
+    best = best[star[best]]
+    chosen[order[best[np.diff(group[best], prepend=-1) > 0]]] = True
     rest = np.flatnonzero(~star)
     rest = rest[np.argsort(group[rest], kind="stable")]
     for pairs in np.split(rest, np.flatnonzero(np.diff(group[rest])) + 1) if len(rest) else ():
-        chosen[worth[pairs[_solve(i[pairs], j[pairs], cost[pairs], alone)]]] = True
+        chosen[order[pairs[_solve(i[pairs], j[pairs], gain[pairs])]]] = True
     return chosen
 
 
@@ -62,14 +60,14 @@ def _groups(i: I8, j: I8) -> tuple[I8, Flags]:
     return group, np.minimum(has_i, has_j)[group] == 1
 
 
-def _solve(i: I8, j: I8, cost: F8, alone: float) -> I8:
+def _solve(i: I8, j: I8, gain: F8) -> I8:
     """Indices of the pairs chosen within one group."""
     own, row = np.unique(i, return_inverse=True)
     theirs, column = np.unique(j, return_inverse=True)
-    table = np.full((len(own), len(theirs) + len(own)), np.inf)
-    table[row, column] = cost
-    table[np.arange(len(own)), len(theirs) + np.arange(len(own))] = alone
+    # What is not possible is worth nothing: an i that the solver puts there stays alone.
+    table = np.zeros((len(own), len(theirs)))
+    table[row, column] = gain
     taken = np.full(len(own), -1)
-    rows, columns = linear_sum_assignment(table)
+    rows, columns = linear_sum_assignment(table, maximize=True)
     taken[rows] = columns
     return np.flatnonzero(taken[row] == column)

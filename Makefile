@@ -3,12 +3,13 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 
-.PHONY: help setup replay test lint bench clean
+.PHONY: help setup services replay test lint bench clean
 
 help:
 	@echo "make replay   environment, install, then a replay of a full focal plane (ARGS='--visits 1 ...' to change it)"
 	@echo "make test     environment, lint, types, then every test"
 	@echo "make setup    the environment alone, as .venv with apflow in it (PYTHON=... to choose the interpreter)"
+	@echo "make services PostgreSQL, Java and Maven from Debian if they are missing, Kafka from Maven Central"
 	@echo "make bench    the benchmarks, one JSON line a figure"
 
 setup: $(VENV)/.done
@@ -22,6 +23,10 @@ $(VENV)/.done: requirements.txt pyproject.toml
 	@$(BIN)/python -m apflow.operate.warm_up
 	@touch $@
 
+services: setup
+	@bash cluster/services/install.sh
+	@$(BIN)/python -m apflow.operate.services
+
 replay: setup
 	$(BIN)/apflow replay --report replay $(ARGS)
 
@@ -30,10 +35,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint services
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: setup
+bench: setup services
 	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b --json || exit 1; done
 
 clean:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from apflow.operate.services import KafkaBroker, PostgresServer, SchemaRegistry
+from tests.registry_double import RegistryDouble
 
 
 @pytest.fixture(scope="session")
@@ -27,4 +28,11 @@ def kafka_broker() -> Iterator[KafkaBroker]:
 def schema_registry() -> Iterator[SchemaRegistry]:
     """A private Apicurio Registry; each test takes subjects of its own."""
     with SchemaRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def import_registry() -> Iterator[RegistryDouble]:
+    """A new stand-in of a registry that lets clients choose ids, which `schema_registry` does not."""
+    with RegistryDouble() as registry:
         yield registry

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from apflow.errors import ServiceError
 from apflow.operate.services.certificate import self_signed

@@ -42,6 +42,9 @@ class Outbox(Protocol):
     def releaseAlerts(self, claim: str) -> None:
         """Give back what is still pending of a claim."""
 
+    def endLease(self, claim: str) -> None:
+        """Leave a claim to whoever settles it."""
+
     def refuseAlerts(self, causes: Mapping[int, str]) -> None:
         """Note that alerts cannot be sent."""
 
@@ -188,7 +191,9 @@ def publish(
         _mark(outbox, sent, until)
         count += len(sent.acknowledged)
         bad |= sent.refused | {k: str(error) for k, error in batch.broken.items()}
-        if len(sent.acknowledged) + len(sent.refused) < len(rows) and not sent.uncertain:
+        if sent.uncertain:
+            outbox.endLease(claim)
+        elif len(sent.acknowledged) + len(sent.refused) < len(rows):
             held.append(claim)  # until the end of this pass, which would meet them again
         if sent.failure is not None:
             _release(outbox, held)

@@ -52,7 +52,8 @@ def headers_of(row: OutboxRow, late_after_s: float) -> dict[str, str | bytes | N
     """What can be known of an alert without decoding it, as decimal text.
 
     ``producer_timestamp`` is Unix time in milliseconds; ``late`` is 1 for an
-    alert sent more than `late_after_s` after the end of readout.
+    alert sent more than `late_after_s` after the end of readout; ``resent`` is
+    1 where ``apflow alerts resend`` sent it again.
     """
     now = time.time()
     late = row.arrived_unix is not None and now - row.arrived_unix > late_after_s
@@ -62,6 +63,7 @@ def headers_of(row: OutboxRow, late_after_s: float) -> dict[str, str | bytes | N
         "diaSourceId": row.alert_id,
         "producer_timestamp": int(1000 * now),
         "late": int(late),
+        "resent": int(row.resent),
     }
     return {name: b"%d" % value for name, value in values.items()}
 
@@ -221,11 +223,13 @@ class KafkaSink(Sink):
     def _drop(self) -> None:
         """Give a producer up; the next has a new identity."""
         with self._lock:
-            if self._producer is not None:
-                self._producer.purge()
-                self._producer.close()
-                self._producer = None
+            self._discard()
             self._new_identity()
+
+    def _discard(self) -> None:
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer = None  # not closed, which would try once more to abort what cannot be aborted
 
     def _produce(self, producer: Producer, batch: Batch, refused: dict[int, str], alone: bool) -> tuple[Sent, Reports]:
         """Frame and send, but for the refused; gives these and those too large for the settings, and the reports."""

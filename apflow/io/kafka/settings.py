@@ -25,6 +25,7 @@ _FORBIDDEN = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
 _NO_TRANSACTIONS = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError._NOT_IMPLEMENTED}
+_REPLACED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 #: Errors that waiting does not mend.
 _LASTING = _CREDENTIALS | _TLS | _FORBIDDEN
 
@@ -113,7 +114,9 @@ def is_lasting(error: KafkaError | None) -> bool:
     return error is not None and error.code() in _LASTING
 
 
-def service_error(error: KafkaError, kafka: Kafka, behind: KafkaError | None = None, doing: str = "") -> ServiceError:
+def service_error(
+    error: KafkaError, kafka: Kafka, behind: KafkaError | None = None, doing: str = "", topic: str = ""
+) -> ServiceError:
     """What went wrong with the broker, named, and what to do about it.
 
     Parameters
@@ -127,8 +130,11 @@ def service_error(error: KafkaError, kafka: Kafka, behind: KafkaError | None = N
         known: the reason behind a timeout.
     doing
         What was tried.
+    topic
+        Where it is not that of the settings.
     """
-    if behind is not None and (error.code() not in _LASTING | _NO_TOPIC):
+    topic = topic or kafka.topic
+    if behind is not None and error.code() not in _LASTING | _NO_TOPIC | _REPLACED:
         error = behind
     code, user = error.code(), f"user {kafka.username!r}" if kafka.username else "this client"
     if code in _CREDENTIALS:
@@ -136,11 +142,13 @@ def service_error(error: KafkaError, kafka: Kafka, behind: KafkaError | None = N
     elif code in _TLS:
         what = "does not complete the TLS handshake; check kafka.ca_file, certificate_file and security_protocol"
     elif code in _NO_TOPIC:
-        what = f"has no topic {kafka.topic!r} and does not create it; create it, or correct kafka.topic"
+        what = f"has no topic {topic!r} and does not create it; create it, or correct the name"
     elif code in _FORBIDDEN:
-        what = f"does not allow it to {user}; grant Describe, Read and Write as needed on topic {kafka.topic!r}"
+        what = f"does not allow it to {user}; grant Describe, Read and Write as needed on topic {topic!r}"
         if kafka.transactional_id:
             what += f", and transactional ids and groups that begin with {kafka.transactional_id!r}"
+    elif code in _REPLACED:
+        what = "has given this publisher's claim to another one; nothing is to be done"
     elif code in _NO_TRANSACTIONS:
         what = "has no transactions; leave kafka.transactional_id empty for delivery at least once"
     else:

@@ -10,8 +10,9 @@ producer that may still be at it is fenced.
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from apflow.model.products import Claim, OutboxRow
 
 #: For the coordinator to end what another left, and to answer.
 _COORDINATOR_S = 30.0
+_ABORT_S = 5.0
 #: What brokers accept by default (transaction.max.timeout.ms).
 _LONGEST_S = 900.0
 
@@ -45,7 +47,7 @@ class TransactionalSink(KafkaSink):
     @property
     def lease_s(self) -> float:
         """See `Sink`."""
-        return 2 * super().lease_s + 3 * _COORDINATOR_S
+        return super().lease_s + self._kafka.delivery_timeout_s + 4 * _COORDINATOR_S
 
     def send(self, claim: str, batch: Batch) -> Sent:
         """See `Sink`: all of them or none, but for those that are refused or broken."""
@@ -56,13 +58,23 @@ class TransactionalSink(KafkaSink):
                 return Sent(failure=error)
             if not claim.startswith(f"{self._identity}#"):
                 return Sent(failure=ServiceError(f"Kafka at {self._kafka.bootstrap}: this producer was replaced"))
+            until = time.monotonic() + self._kafka.delivery_timeout_s
             refused: dict[int, str] = {}
-            sent, suspects = self._transaction(producer, claim, batch, refused, alone=False)
-            if suspects:
-                # A batch is refused as a whole: alone, and in vain, each of its alerts is judged by its own size.
-                refused = self._probe(producer, suspects)
-                sent, _ = self._transaction(producer, claim, batch, refused, alone=True)
-            return sent
+            alone = False
+            while True:
+                sent, large = self._transaction(producer, claim, batch, refused, alone)
+                if not large:
+                    return sent
+                # A batch is refused as a whole: each of its alerts is judged when it goes alone.
+                if alone:
+                    refused |= {row.alert_id: self._too_large(row, len(value), "the broker") for row, value in large}
+                alone = True
+                if time.monotonic() > until:
+                    return Sent(refused=refused)  # the others can go with the next claim
+                try:
+                    producer = self._again()
+                except ServiceError as error:
+                    return Sent(refused=refused, failure=error)
 
     def arrived(self, claim: Claim) -> list[int]:
         """See `Sink`; whoever is still at it can do no more when this returns."""
@@ -125,8 +137,7 @@ class TransactionalSink(KafkaSink):
         try:
             producer.begin_transaction()
             sent, reports = self._produce(producer, batch, refused, alone)
-            if reports.too_large and not reports.failed:
-                producer.abort_transaction(_COORDINATOR_S)
+            if reports.too_large:  # whatever else failed, failed with the transaction
                 return sent, reports.too_large
             left_out = {**sent.refused, **batch.broken}
             if reports.failed or len(reports.delivered) + len(left_out) < len(batch.rows):
@@ -141,34 +152,21 @@ class TransactionalSink(KafkaSink):
         return sent, []
 
     def _abort(self, producer: Producer, error: KafkaError, committing: bool) -> Sent:
-        """End a transaction that failed.
+        """Give a transaction up that failed, and its producer.
 
-        A producer that cannot even abort is given up: nobody can commit what
-        it began, unless it had asked the broker to.
+        Nobody can commit what it began, unless the broker was asked to.
         """
-        aborted = False
-        if not error.fatal() and (not committing or error.txn_requires_abort()):
-            try:
-                producer.abort_transaction(_COORDINATOR_S)
-                aborted = True
-            except KafkaException as second:
-                error = second.args[0] if second.args[0].fatal() else error
-        if not aborted:
-            self._drop()
-        return Sent(failure=self._is_down(error), uncertain=committing and not aborted)
+        uncertain = committing and not error.txn_requires_abort()
+        if not uncertain and not error.fatal():
+            with contextlib.suppress(KafkaException):  # the broker ends it by itself, later
+                producer.abort_transaction(_ABORT_S)
+        self._drop()
+        return Sent(failure=self._is_down(error), uncertain=uncertain)
 
-    def _probe(self, producer: Producer, suspects: Iterable[tuple[OutboxRow, bytes]]) -> dict[int, str]:
-        """Which alerts are too large for the broker by themselves, from transactions that are given up."""
-        refused = {}
-        for row, value in suspects:
-            try:
-                producer.begin_transaction()
-                if self._produce_framed(producer, [(row, value)]).too_large:
-                    refused[row.alert_id] = self._too_large(row, len(value), "the broker")
-                producer.abort_transaction(_COORDINATOR_S)
-            except KafkaException:
-                break  # the transaction that follows says what is wrong
-        return refused
+    def _again(self) -> Producer:
+        """The same producer anew: librdkafka does not go on after messages that are missing."""
+        self._discard()
+        return self._ready()
 
 
 def _commit(producer: Producer) -> None:

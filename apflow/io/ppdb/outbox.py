@@ -65,12 +65,17 @@ def claims(con: Any) -> list[Claim]:
 
 def release(con: Any, name: str) -> None:
     """See `Ppdb.releaseAlerts`."""
-    execute(
-        con,
-        f"UPDATE outbox SET claim = NULL, claimed_until_unix = NULL WHERE {PENDING} "
-        "AND claim = (SELECT name FROM mine)",
-        mine=pa.table({"name": pa.array([name], pa.string())}),
-    )
+    _change(con, name, "claim = NULL, claimed_until_unix = NULL")
+
+
+def end_lease(con: Any, name: str) -> None:
+    """See `Ppdb.endLease`."""
+    _change(con, name, "claimed_until_unix = 0")
+
+
+def _change(con: Any, name: str, values: str) -> None:
+    mine = pa.table({"name": pa.array([name], pa.string())})
+    execute(con, f"UPDATE outbox SET {values} WHERE {PENDING} AND claim = (SELECT name FROM mine)", mine=mine)
 
 
 def refuse(con: Any, causes: Mapping[int, str]) -> None:

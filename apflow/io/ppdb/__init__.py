@@ -14,27 +14,37 @@ def open_ppdb(url: str, create: bool = False) -> Ppdb:
     """Open a PPDB.
 
     The first process that opens a DuckDB file owns it and answers the others
-    on its machine until it closes its last handle or ends. Opening again in
-    one process is cheap.
+    on its machine until it closes its last handle or ends. A PostgreSQL server
+    answers all alike. Opening again in one process is cheap.
 
     Parameters
     ----------
     url : `str`
-        ``duckdb:///absolute/path``.
+        ``duckdb:///absolute/path``, or ``postgresql://user@host:port/database?sslmode=...``
+        with libpq's parameters and without a password.
     create : `bool`
-        Make the database where there is none.
+        Make the tables where there are none.
 
     Raises
     ------
     BadRequest
         The scheme is not known, the path is not absolute, the database does
-        not exist, or it is not a PPDB of this schema version.
+        not exist, or it is not a PPDB of this schema version; the server
+        refuses the login.
     ServiceError
-        The file is locked by another program, or its owner cannot be reached.
+        The file is locked by another program, its owner or the server cannot
+        be reached.
     """
     scheme, separator, path = url.partition("://")
+    if separator and scheme == "postgresql":
+        from apflow.io.ppdb.postgres.server import PostgresPpdb
+
+        return PostgresPpdb(url, create)
     if not separator or scheme != "duckdb" or not path.startswith("/"):
-        raise BadRequest(f"PPDB {url!r} is not accepted; accepted: duckdb:///absolute/path")
+        raise BadRequest(
+            f"PPDB {scheme if separator else url!r}: accepted: duckdb:///absolute/path, "
+            "postgresql://user@host:port/database"
+        )
     from apflow.io.ppdb.embedded import EmbeddedPpdb
 
     return EmbeddedPpdb(Path(path).resolve(), create)

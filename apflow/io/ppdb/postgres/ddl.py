@@ -54,6 +54,16 @@ _INDEXES = (
     ("DiaObject_To_Object_Match", ("objectId",)),
     ("SSSource", ("ssObjectId",)),
 )
+#: View of DiaObject with the versions closed.
+VERSIONS = "DiaObjectVersion"
+#: HEALPix pixels (order 7) of the region of an announced detector-visit: who may wait for whom.
+_CELLS = "ALTER TABLE ledger ADD COLUMN cells int8[]"
+_MORE = (
+    _CELLS,
+    "CREATE INDEX ON ledger (instrument, visit) WHERE state = 'expected'",
+    "CREATE INDEX ON ledger (visit, detector)",
+    "CREATE INDEX ON outbox (visit, detector, alert_id) WHERE published_unix IS NULL",
+)
 #: Rows that are changed in place get room for it, so that no index need be touched.
 _FILLFACTOR = {"DiaObjectLast": 70, "ledger": 70, "outbox": 70}
 
@@ -78,6 +88,7 @@ def create_statements() -> list[sql.Composed]:
     statements = [s for name in first for s in _table(name)]
     for name, columns in _INDEXES:
         statements.append(sql.SQL("CREATE INDEX ON {} ({})").format(sql.Identifier(name), columns_sql(columns)))
+    statements += [*(sql.Composed([sql.SQL(text)]) for text in _MORE), _closed_versions()]
     for name in partitions.BY:
         statements.append(partitions.rest_statement(name))
     for key, value in _versions().items():
@@ -103,6 +114,20 @@ def _table(name: str) -> list[sql.Composed]:
         columns_sql(described("column_info").names), sql.SQL(", ").join(rows)
     )
     return [made, comment, *(_comment(name, c) for c in described_columns), info]
+
+
+def _closed_versions() -> sql.Composed:
+    """DiaObject with validityEndMjdTai: its rows are only ever added, and end where the next of their object begins.
+
+    Closing them in place would write each row a second time, in a place of its own.
+    """
+    start, end = sql.Identifier("validityStartMjdTai"), sql.Identifier("validityEndMjdTai")
+    names = described("DiaObject").names
+    closed = sql.SQL("coalesce({0}, lead({1}) OVER version) AS {0}").format(end, start)
+    columns = [closed if n == "validityEndMjdTai" else sql.Identifier(n) for n in names]
+    return sql.SQL(
+        'CREATE VIEW {} AS SELECT {} FROM "DiaObject" WINDOW version AS (PARTITION BY "diaObjectId" ORDER BY {})'
+    ).format(sql.Identifier(VERSIONS), sql.SQL(", ").join(columns), start)
 
 
 def partition_key(name: str) -> tuple[str, ...]:

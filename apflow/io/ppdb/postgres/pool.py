@@ -1,0 +1,107 @@
+"""Connections of this process to a database, shared by its threads and handed out one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+
+from apflow.errors import ApflowError
+from apflow.io.ppdb.postgres.connect import connect, errors, retrying
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+#: Connections that a process has at once; more threads than that take turns.
+_MOST = 8
+#: Connections that are kept open while nobody uses them: a worker has two threads at work.
+_IDLE = 2
+#: A transaction that writes must see what others committed before it took its locks. A client that stops in the
+#: middle, or a lock that is not given, ends it: nobody waits for ever.
+WRITE = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '30s'; "
+    "SET LOCAL idle_in_transaction_session_timeout = '30s'"
+)
+#: Objects and their histories of one moment.
+READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+class Pool:
+    """Connections to one URL; threads and retries are its matter, SQL is not."""
+
+    def __init__(self, url: str, patience_s: float) -> None:
+        self.url = url
+        self.patience_s = patience_s
+        self._slots = threading.BoundedSemaphore(_MOST)
+        self._idle: list[Connection] = []
+
+    def run[T](self, function: Callable[[Connection], T]) -> T:
+        """Call an idempotent function with a connection, again with another while the server cannot be reached.
+
+        Raises
+        ------
+        ServiceError
+            It could not be reached for `patience_s`.
+        """
+
+        def once() -> T:
+            with self.connection() as connection:
+                return function(connection)
+
+        return retrying(once, self.patience_s)
+
+    def transaction[T](self, begin: str, function: Callable[[Connection], T]) -> T:
+        """Call an idempotent function within a transaction; see `run`."""
+
+        def whole(connection: Connection) -> T:
+            connection.execute(begin)
+            value = function(connection)
+            connection.commit()
+            return value
+
+        return self.run(whole)
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection in autocommit mode; what was left open when the block fails is rolled back."""
+        with self._slots, errors():
+            connection = self._take()
+            try:
+                yield connection
+            except (ApflowError, psycopg.Error):
+                self._recover(connection)
+                raise
+            except BaseException:
+                connection.close()  # in the midst of whatever it was
+                raise
+            self._give_back(connection)
+
+    def _take(self) -> Connection:
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                connection = self._idle.pop()
+                if not connection.closed:
+                    return connection
+        return connect(self.url, autocommit=True)
+
+    def _recover(self, connection: Connection) -> None:
+        with contextlib.suppress(psycopg.Error):
+            connection.rollback()
+        if connection.closed:
+            self.close()  # the others have met the same end
+        else:
+            self._give_back(connection)
+
+    def _give_back(self, connection: Connection) -> None:
+        if len(self._idle) < _IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses; others are opened on demand."""
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                self._idle.pop().close()

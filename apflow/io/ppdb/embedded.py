@@ -25,7 +25,7 @@ from apflow.io.ppdb.ownership import Server
 from apflow.io.ppdb.parts import Part
 from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
 from apflow.model.ledger import Outcome
-from apflow.model.products import DetectorResult, History, OutboxRow
+from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
@@ -221,8 +221,7 @@ class EmbeddedPpdb(Ppdb):
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""
-        wide = region.grown(margin_arcsec) if margin_arcsec else region
-        return _cut(self._ask("drp_objects", wide), "DrpObject")[0]
+        return _cut(self._ask("drp_objects", region, margin_arcsec), "DrpObject")[0]
 
     def loadDrpObjects(self, objects: pd.DataFrame) -> int:
         """See `Ppdb`."""
@@ -255,10 +254,39 @@ class EmbeddedPpdb(Ppdb):
         if outcomes:
             self._ask("settle", list(outcomes))
 
-    def pendingAlerts(self, limit: int | None = None) -> list[OutboxRow]:
+    def pendingAlerts(self, limit: int | None = None, visit: int | None = None) -> list[OutboxRow]:
         """See `Ppdb`."""
-        rows: list[OutboxRow] = self._ask("pending", limit)
+        rows: list[OutboxRow] = self._ask("pending", limit, visit)
         return rows
+
+    def claimAlerts(
+        self,
+        claim: str,
+        lease_s: float,
+        limit: int,
+        visit: int | None = None,
+        detectors: Sequence[int] | None = None,
+    ) -> list[OutboxRow]:
+        """See `Ppdb`."""
+        rows: list[OutboxRow] = self._ask("claim", claim, lease_s, limit, visit, detectors)
+        return rows
+
+    def claims(self) -> list[Claim]:
+        """See `Ppdb`."""
+        found: list[Claim] = self._ask("claims")
+        return found
+
+    def releaseAlerts(self, claim: str) -> None:
+        """See `Ppdb`."""
+        self._ask("release", claim)
+
+    def endLease(self, claim: str) -> None:
+        """See `Ppdb`."""
+        self._ask("end_lease", claim)
+
+    def refuseAlerts(self, causes: Mapping[int, str]) -> None:
+        """See `Ppdb`."""
+        self._ask("refuse", {int(i): cause for i, cause in causes.items()})
 
     def markPublished(self, alert_ids: Sequence[int], when_unix: float) -> None:
         """See `Ppdb`."""
@@ -269,9 +297,9 @@ class EmbeddedPpdb(Ppdb):
         rows = self.table("ledger")
         return rows.assign(cause=rows["cause"].fillna(""), step=rows["step"].fillna(""))
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str, where: Mapping[str, Sequence[int]] | None = None) -> pd.DataFrame:
         """See `Ppdb`."""
-        rows = self._ask("table", name)
+        rows = self._ask("table", name, dict(where or {}))
         return to_frame(rows, name) if name in APDB_TABLES else rows.to_pandas()
 
     def close(self) -> None:

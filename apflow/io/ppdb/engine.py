@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from apflow.errors import BadRequest, DataError, ServiceError
-from apflow.io.ppdb import reading, storing
+from apflow.io.ppdb import outbox, reading, storing
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport, Wanted
 from apflow.io.ppdb.parts import ROW_ID, Part, ordered
 from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.storing import execute, keys_table, query
 from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list, stamp_statements
-from apflow.io.ppdb.turns import Key, Turns
+from apflow.io.ppdb.turns import Key, Turns, from_text, to_text
 from apflow.model import schema
 from apflow.model.ledger import Outcome
-from apflow.model.products import OutboxRow
+from apflow.model.products import Claim, OutboxRow
 from apflow.model.region import Region
 
-_OUTBOX = 'alert_id, object_id, visit, detector, "file", "offset", "length", "checksum"'
+#: Size of the log at which DuckDB moves it into the file: each time it writes the youngest rows of all tables anew.
+_CHECKPOINT = "128MB"
 
 
 class Engine:
@@ -47,7 +47,7 @@ class Engine:
         self._turns = Turns()
         try:
             # One thread: the owner shares its cores with workers, and batches are small.
-            self.connection = duckdb.connect(str(path), config={"threads": 1})
+            self.connection = duckdb.connect(str(path), config={"threads": 1, "checkpoint_threshold": _CHECKPOINT})
         except duckdb.Error as error:
             raise ServiceError(f"PPDB {path} cannot be opened: {error}") from error
         try:
@@ -77,7 +77,7 @@ class Engine:
             "WHERE state = 'expected' AND region IS NOT NULL"
         ).fetchall()
         for instrument, visit, detector, region, deadline_unix in rows:
-            self._turns.announce([((instrument, visit, detector), _from_text(region))], deadline_unix)
+            self._turns.announce([((instrument, visit, detector), from_text(region))], deadline_unix)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -104,7 +104,7 @@ class Engine:
     def open_visit(self, instrument: str, visit: int, regions: dict[int, Region], deadline_unix: float) -> None:
         """See `Ppdb.openVisit`."""
         keys = [(instrument, visit, d) for d in regions]
-        rows = keys_table(keys).append_column("region", pa.array([_to_text(r) for r in regions.values()], pa.string()))
+        rows = keys_table(keys).append_column("region", pa.array([to_text(r) for r in regions.values()], pa.string()))
         with self._transaction() as con:
             execute(
                 con,
@@ -131,7 +131,7 @@ class Engine:
             names = ", ".join(k[0] for k, _ in found)
             why = f"announced by {names}: name the instrument" if len(found) > 1 else "not announced; openVisit first"
             raise BadRequest(f"visit {visit} detector {detector} is {why}")
-        return self._turns.wait(found[0][0], _from_text(found[0][1]), timeout_s)
+        return self._turns.wait(found[0][0], from_text(found[0][1]), timeout_s)
 
     def _announced(self, visit: int, detector: int, instrument: str | None) -> list[tuple[Key, str | None]]:
         rows = self._read(
@@ -153,10 +153,10 @@ class Engine:
         with self._reading() as con:
             return reading.history(con, wanted, margin_arcsec, radius_arcsec, days)
 
-    def drp_objects(self, region: Region) -> Part:
-        """DRP Objects inside a region."""
+    def drp_objects(self, region: Region, margin_arcsec: float) -> Part:
+        """See `Ppdb.getDrpObjects`."""
         with self._reading() as con:
-            return reading.drp_objects(con, [region])
+            return reading.drp_objects(con, [region], margin_arcsec)
 
     def load_drp_objects(self, rows: pa.Table) -> int:
         """See `Ppdb.loadDrpObjects`; rows with pixelId."""
@@ -203,30 +203,50 @@ class Engine:
             storing.settle(con, keys, outcomes)
         self._turns.end(keys)
 
-    def pending(self, limit: int | None) -> list[OutboxRow]:
+    def pending(self, limit: int | None, visit: int | None) -> list[OutboxRow]:
         """See `Ppdb.pendingAlerts`."""
-        rows = self._read(
-            f"SELECT {_OUTBOX} FROM outbox WHERE published_unix IS NULL AND withdrawn_mjd_tai IS NULL "
-            "ORDER BY visit, detector, alert_id" + ("" if limit is None else f" LIMIT {int(limit)}")
-        )
-        return [OutboxRow(**r) for r in rows.to_pylist()]
+        with self._reading() as con:
+            return outbox.pending(con, limit, visit)
+
+    def claim(
+        self, name: str, lease_s: float, limit: int, visit: int | None, detectors: Sequence[int] | None
+    ) -> list[OutboxRow]:
+        """See `Ppdb.claimAlerts`."""
+        with self._transaction() as con:
+            return outbox.claim(con, name, lease_s, limit, visit, detectors)
+
+    def claims(self) -> list[Claim]:
+        """See `Ppdb.claims`."""
+        with self._reading() as con:
+            return outbox.claims(con)
+
+    def release(self, name: str) -> None:
+        """See `Ppdb.releaseAlerts`."""
+        with self._transaction() as con:
+            outbox.release(con, name)
+
+    def end_lease(self, name: str) -> None:
+        """See `Ppdb.endLease`."""
+        with self._transaction() as con:
+            outbox.end_lease(con, name)
+
+    def refuse(self, causes: dict[int, str]) -> None:
+        """See `Ppdb.refuseAlerts`."""
+        with self._transaction() as con:
+            outbox.refuse(con, causes)
 
     def mark_published(self, alert_ids: list[int], when_unix: float) -> None:
         """See `Ppdb.markPublished`."""
         with self._transaction() as con:
-            execute(
-                con,
-                f"UPDATE outbox SET published_unix = {float(when_unix)!r} "
-                "WHERE published_unix IS NULL AND alert_id IN (SELECT id FROM sent)",
-                sent=pa.table({"id": pa.array(alert_ids, pa.int64())}),
-            )
+            outbox.mark_published(con, alert_ids, when_unix)
 
-    def table(self, name: str) -> pa.Table:
-        """All rows of a table."""
+    def table(self, name: str, where: Mapping[str, Sequence[int]]) -> pa.Table:
+        """Rows of a table; see `Ppdb.table`."""
         if name not in (*APDB_TABLES, *OWN_TABLES):
             raise BadRequest(f"the PPDB has no table {name!r}; accepted: {', '.join((*APDB_TABLES, *OWN_TABLES))}")
         order = "ALL" if name in OWN_TABLES else "1, 2"
-        return self._read(f'SELECT {select_list(name)} FROM "{name}" ORDER BY {order}')
+        conditions, wanted = storing.conditions(where)
+        return self._read(f'SELECT {select_list(name)} FROM "{name}"{conditions} ORDER BY {order}', **wanted)
 
     def close(self) -> None:
         """Let go of the file, when the request under way is through."""
@@ -248,12 +268,3 @@ def _errors() -> Iterator[None]:
 def _inside(rows: pa.Table, region: Region) -> pa.Table:
     keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
     return rows.filter(pa.array(keep))
-
-
-def _to_text(region: Region) -> str:
-    """A region as STC-S, the VO's text for polygons."""
-    return "POLYGON ICRS " + " ".join(repr(float(v)) for v in region.vertices.ravel())
-
-
-def _from_text(text: str) -> Region:
-    return Region(np.array(text.split()[2:], float).reshape(-1, 2))

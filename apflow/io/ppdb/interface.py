@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apflow.model.ledger import Outcome
-from apflow.model.products import DetectorResult, History, OutboxRow
+from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
@@ -184,8 +184,8 @@ class Ppdb(ABC):
         """
 
     @abstractmethod
-    def pendingAlerts(self, limit: int | None = None) -> list[OutboxRow]:
-        """Alerts of stored detectors that are not published, withdrawn or refused, oldest visit first."""
+    def pendingAlerts(self, limit: int | None = None, visit: int | None = None) -> list[OutboxRow]:
+        """Alerts, of all visits or one, that are not published, withdrawn or refused; oldest visit first."""
 
     def claimAlerts(
         self,
@@ -198,7 +198,7 @@ class Ppdb(ABC):
         """Take pending alerts that nobody has claimed, so that no two publishers send the same one.
 
         They stay claimed until they are marked or released, beyond the lease
-        too: see `lapsedClaims`.
+        too: see `claims`. Asking again under the same name gives the same rows.
 
         Parameters
         ----------
@@ -218,12 +218,16 @@ class Ppdb(ABC):
         """
         raise NotImplementedError
 
-    def lapsedClaims(self, of: str = "") -> dict[str, list[int]]:
-        """Claims with alerts still pending whose lease is over, or whose name begins with `of` where it is given."""
+    def claims(self) -> list[Claim]:
+        """What is claimed and still pending, lease over or not."""
         raise NotImplementedError
 
     def releaseAlerts(self, claim: str) -> None:
         """Give back what is still pending of a claim."""
+        raise NotImplementedError
+
+    def endLease(self, claim: str) -> None:
+        """Say that a claim's publisher is done with it, and does not know what became of the alerts."""
         raise NotImplementedError
 
     def refuseAlerts(self, causes: Mapping[int, str]) -> None:
@@ -243,8 +247,17 @@ class Ppdb(ABC):
         """One row a detector-visit: state (``expected``, ``stored``, or terminal), cause, step, counts and times."""
 
     @abstractmethod
-    def table(self, name: str) -> pd.DataFrame:
-        """A whole table: of apdb.yaml, or ``outbox``, ``step_record``, ``column_info``, ``metadata``."""
+    def table(self, name: str, where: Mapping[str, Sequence[int]] | None = None) -> pd.DataFrame:
+        """A table, or rows of it: of apdb.yaml, or ``outbox``, ``step_record``, ``column_info``, ``metadata``.
+
+        Parameters
+        ----------
+        name
+            The table.
+        where
+            Accepted values of columns of integers, all of which must hold; a
+            `range` stands for its values.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -79,5 +79,8 @@ def history_part(rows: pa.Table, name: str, ids: Sequence[I8], since: Any, until
 
 def ordered(rows: pa.Table, *columns: str) -> pa.Table:
     """Rows in order, last column first. Not in SQL: most come in order, and moving all columns costs more."""
-    order = np.lexsort([rows.column(c).to_numpy() for c in columns])
-    return rows if (np.diff(order) > 0).all() else rows.take(pa.array(order))
+    keys = [rows.column(c).to_numpy() for c in columns]
+    later = np.zeros(max(rows.num_rows - 1, 0), bool)
+    for key in keys:
+        later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
+    return rows if later.all() else rows.take(pa.array(np.lexsort(keys)))

@@ -69,16 +69,17 @@ def history(
     stop = np.array([w.mjd_tai for w in wanted])
     for name in ROW_ID:
         parts[name] = _rows_of(con, name, near, stop - days, stop)
-    parts["DrpObject"] = drp_objects(con, [w.region.grown(DRP_MARGIN_ARCSEC) for w in wanted])
+    parts["DrpObject"] = drp_objects(con, [w.region for w in wanted], DRP_MARGIN_ARCSEC)
     return parts
 
 
-def drp_objects(con: Any, regions: Sequence[Region]) -> Part:
-    """DRP Objects inside each of some regions, by id."""
-    hull = Region(np.concatenate([r.vertices for r in regions]))
+def drp_objects(con: Any, regions: Sequence[Region], margin_arcsec: float) -> Part:
+    """DRP Objects inside each of some regions grown by a margin, by id."""
+    hull = Region(np.concatenate([r.vertices for r in regions])).grown(margin_arcsec)
     rows = query(con, f'SELECT {select_list("DrpObject")} FROM "DrpObject" WHERE {box_sql(hull)}')
     rows = ordered(rows, "objectId")
-    return part_of(rows, members(rows.column("ra").to_numpy(), rows.column("dec").to_numpy(), regions))
+    ra, dec = rows.column("ra").to_numpy(), rows.column("dec").to_numpy()
+    return part_of(rows, members(ra, dec, [r.grown(margin_arcsec) for r in regions] if len(ra) else regions))
 
 
 def _rows_of(con: Any, name: str, ids: Sequence[I8], since: Any, until: Any) -> Part:

@@ -52,15 +52,24 @@ def chord(angle_arcsec: float) -> float:
 def members(
     ra_deg: NDArray[np.float64], dec_deg: NDArray[np.float64], regions: Sequence[Region]
 ) -> list[NDArray[np.int64]]:
-    """Which positions lie in each of some regions: ascending indices.
+    """Which positions lie in each of some regions, as `Region.contains` says: ascending indices.
 
-    Only those within a region's range of declination are looked at.
+    A position is inside where it is on the centre's side of the great circle
+    through each edge; only those within the region's declinations are looked at.
     """
+    if not len(dec_deg):
+        return [np.empty(0, np.int64)] * len(regions)
     by_dec = np.argsort(dec_deg, kind="stable")
     sorted_dec = dec_deg[by_dec]
+    places = unit_vectors(ra_deg[by_dec], dec_deg[by_dec])
     inside = []
     for region in regions:
-        dec, r = region.centre[1], region.radius_deg + 1e-6
-        band = by_dec[np.searchsorted(sorted_dec, dec - r) : np.searchsorted(sorted_dec, dec + r, "right")]
-        inside.append(np.sort(band[region.contains(ra_deg[band], dec_deg[band])]))
+        corners = unit_vectors(region.vertices[:, 0], region.vertices[:, 1])
+        centre = corners.sum(0) / np.linalg.norm(corners.sum(0))
+        dec = math.degrees(math.asin(np.clip(centre[2], -1.0, 1.0)))
+        r = math.degrees(math.acos(np.clip((corners @ centre).min(), -1.0, 1.0))) + 1e-6
+        low, high = np.searchsorted(sorted_dec, [dec - r, dec + r])
+        edges = np.cross(np.roll(corners, 1, 0), corners)
+        side = places[low:high] @ (edges * np.sign(edges @ centre)[:, None]).T
+        inside.append(np.sort(by_dec[low:high][(side >= 0.0).all(1)]))
     return inside

@@ -51,10 +51,11 @@ def wanted_ids(batch: Batch, which: Sequence[int]) -> list[int]:
     return sorted({k for i in which for k in batch.guards[i]} | set(objects.tolist()))
 
 
-def cells_near(batch: Batch, which: Sequence[int]) -> NDArray[np.int64]:
-    """HEALPix pixels of `NEAR_ORDER`, nested, that hold every object near a source of some detectors; sorted."""
-    sources = batch.rows["DiaSource"].of(which)
-    own = pixel_id(sources.column("ra").to_numpy(), sources.column("dec").to_numpy()) >> 2 * (ORDER - NEAR_ORDER)
+def cells_near(batch: Batch, which: Sequence[int], names: Sequence[str] = ("DiaSource",)) -> NDArray[np.int64]:
+    """HEALPix pixels of `NEAR_ORDER`, nested, that hold every object near a row of some detectors; sorted."""
+    parts = [batch.rows[name].of(which).select(("ra", "dec")) for name in names]
+    ra, dec = (np.concatenate([p.column(c).to_numpy() for p in parts]) for c in ("ra", "dec"))
+    own = np.unique(pixel_id(ra, dec) >> 2 * (ORDER - NEAR_ORDER))
     if not len(own):
         return own
     found = np.unique(np.concatenate([own, hpgeom.neighbors(2**NEAR_ORDER, own).ravel()]))

@@ -1,13 +1,14 @@
 """Bulk transfer: Arrow tables to and from PostgreSQL in its binary format.
 
 Two ways out of the database. `copy_out` is COPY BINARY: it streams any amount.
-`fetch` is a prepared SELECT whose rows the server packs into one value: it
-takes bind parameters and is planned once a session, which for a thousand rows
-of a table of many partitions takes less time than COPY's planning alone.
+`fetch` is a prepared SELECT whose rows the server packs into one value each: it
+takes bind parameters and is planned once a session, which saves a millisecond
+on a table of many partitions, and is for a thousand rows or less.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def encode(table: pa.Table, types: Sequence[str]) -> bytes:
     width = _widths(types)
     arrays = [_cast(table, i, kind) for i, kind in enumerate(types)]
     values = [_value_bytes(a, kind) for a, kind in zip(arrays, types, strict=True)]
-    starts = np.concatenate([[0], np.cumsum([len(v) for v in values])]).astype(np.int64)
+    starts, block = _block(values)
     texts = [_offsets(a) for a, w in zip(arrays, width, strict=True) if not w]
     masks = [np.asarray(a.is_valid().to_numpy(zero_copy_only=False), np.uint8) for a in arrays if a.null_count]
     nulls = np.array([a.null_count for a in arrays], np.int64)
@@ -82,8 +83,8 @@ def encode(table: pa.Table, types: Sequence[str]) -> bytes:
     out = np.empty(size, np.uint8)
     written = wire.write_rows(
         n,
-        np.concatenate(values) if values else np.empty(0, np.uint8),
-        starts[:-1],
+        block,
+        starts,
         width,
         _rows_of(width == 0),
         np.stack(texts) if texts else np.empty((0, n + 1), np.int64),
@@ -92,6 +93,20 @@ def encode(table: pa.Table, types: Sequence[str]) -> bytes:
         out,
     )
     return b"".join((_HEADER, out[:written].data, _TRAILER))
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where columns of so many bytes begin in a block, and its end: multiples of 8."""
+    return np.concatenate([[0], np.cumsum(lengths + 7 & ~7)]).astype(np.int64)
+
+
+def _block(values: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Columns in one block of memory, and where each begins."""
+    starts = _starts(np.array([len(v) for v in values], np.int64))
+    block = np.empty(int(starts[-1]), np.uint8)
+    for start, column in zip(starts, values, strict=False):
+        block[start : start + len(column)] = column
+    return starts[:-1], block
 
 
 def _cast(table: pa.Table, i: int, kind: str) -> pa.Array:
@@ -144,24 +159,29 @@ def decode(
     """
     width = _widths(types)
     data = np.frombuffer(buffer, np.uint8)
+    data.flags.writeable = False  # of one type for the compiled loops, whatever it was made from
     begin = 0 if packed else len(_HEADER)
     if not packed and bytes(data[: len(_SIGNATURE)]) != _SIGNATURE:
         raise DataError("the bytes do not begin as COPY BINARY does")
     # Room for as many rows as the bytes can hold: memory that is not touched costs nothing.
     room = len(data) // (4 + 8 * len(width) if packed else 2 + 4 * len(width)) + 1
     text = _rows_of(width == 0)
-    starts = np.concatenate([[0], np.cumsum(width * room + 7 & ~7)]).astype(np.int64)
+    starts = _starts(width * room)
     block = np.empty(int(starts[-1]), np.uint8)
     valid = np.empty((len(width), room), np.uint8)
-    nulls = np.zeros(len(width), np.int64)
     place = np.empty((int(text.max(initial=-1)) + 1, room, 2), np.int64)
-    rows, column, found = wire.read_rows(data, begin, packed, width, starts[:-1], block, valid, nulls, text, place)
+    rows, column, found = wire.read_rows(data, begin, packed, width, starts[:-1], block, valid, text, place)
     if column >= 0:
         raise DataError(_misfit(rows, column, found, names, types))
+    valid = valid[:, :rows]
+    bitmaps = [
+        None if whole else pa.py_buffer(np.packbits(flags, bitorder="little"))
+        for flags, whole in zip(valid, valid.all(axis=1), strict=True)
+    ]
     columns = [
-        _column(kind, block[starts[c] : starts[c] + width[c] * rows], valid[c, :rows] if nulls[c] else None)
+        _column(kind, block[starts[c] : starts[c] + width[c] * rows], bitmaps[c])
         if width[c]
-        else _texts(kind, data, place[text[c], :rows], valid[c, :rows] if nulls[c] else None)
+        else _texts(kind, data, place[text[c], :rows], bitmaps[c])
         for c, kind in enumerate(types)
     ]
     return pa.table(columns, names=list(names))
@@ -171,35 +191,42 @@ def _misfit(row: int, column: int, found: int, names: Sequence[str], types: Sequ
     if column < len(names):
         kind = types[column]
         return f"row {row}, column {names[column]} has {found} bytes; accepted: the {_WIDTH[kind]} of {kind}"
-    if found == -2:
+    if found == wire.CUT_SHORT:
         return f"row {row} is cut short"
     return f"row {row} has {found} columns; accepted: {len(names)}, {', '.join(names[:3])}..."
 
 
-def _bitmap(valid: NDArray[np.uint8] | None) -> pa.Buffer | None:
-    return None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
-
-
-def _column(kind: str, values: NDArray[np.uint8], valid: NDArray[np.uint8] | None) -> pa.Array:
+def _column(kind: str, values: NDArray[np.uint8], bitmap: pa.Buffer | None) -> pa.Array:
     if kind == "bool":
         bits = pa.py_buffer(np.packbits(values, bitorder="little"))
-        return pa.Array.from_buffers(ARROW[kind], len(values), [_bitmap(valid), bits])
+        return pa.Array.from_buffers(ARROW[kind], len(values), [bitmap, bits])
     if kind == "timestamp":
         values = (values.view(np.int64) + _EPOCH_US).view(np.uint8)
-    return pa.Array.from_buffers(ARROW[kind], len(values) // _WIDTH[kind], [_bitmap(valid), pa.py_buffer(values)])
+    return pa.Array.from_buffers(ARROW[kind], len(values) // _WIDTH[kind], [bitmap, pa.py_buffer(values)])
 
 
-def _texts(kind: str, data: NDArray[np.uint8], place: NDArray[np.int64], valid: NDArray[np.uint8] | None) -> pa.Array:
+def _texts(kind: str, data: NDArray[np.uint8], place: NDArray[np.int64], bitmap: pa.Buffer | None) -> pa.Array:
     offsets = np.zeros(len(place) + 1, np.int32)
     np.cumsum(place[:, 1] - place[:, 0], out=offsets[1:])
     out = np.empty(int(offsets[-1]), np.uint8)
     wire.gather(data, place, offsets, out)
-    return pa.Array.from_buffers(ARROW[kind], len(place), [_bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(out)])
+    return pa.Array.from_buffers(ARROW[kind], len(place), [bitmap, pa.py_buffer(offsets), pa.py_buffer(out)])
 
 
-def columns_sql(names: Sequence[str], alias: str | None = None) -> sql.Composed:
+def columns_sql(names: Sequence[str], alias: str | None = None) -> sql.SQL:
     """A list of quoted columns, for SELECT or COPY."""
-    return sql.SQL(", ").join(sql.Identifier(alias, n) if alias else sql.Identifier(n) for n in names)
+    return _columns_sql(tuple(names), alias)
+
+
+@functools.lru_cache(maxsize=256)
+def _columns_sql(names: tuple[str, ...], alias: str | None) -> sql.SQL:
+    # Quoted here, once: psycopg asks libpq for each of a hundred names at each statement.
+    prefix = f"{_quoted(alias)}." if alias else ""
+    return sql.SQL(", ".join(prefix + _quoted(n) for n in names))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""').replace("{", "{{").replace("}", "}}") + '"'
 
 
 def ids_sql(ids: Sequence[int] | NDArray[np.int64]) -> sql.SQL:
@@ -281,11 +308,12 @@ def _finish(pgconn: pq.abc.PGconn) -> None:
 def fetch(
     cursor: Cursor, query: sql.Composable, names: Sequence[str], types: Sequence[str], params: Any = None
 ) -> pa.Table:
-    """Rows of a prepared SELECT, packed by the server into one value.
+    """Rows of a prepared SELECT, each packed by the server into one value.
 
-    For results of up to some ten thousand rows; the server holds them whole,
-    and a value ends at 1 GB.
+    The rows of a result are held by libpq: for some ten thousand rows, not for millions.
     """
-    statement = sql.SQL("SELECT string_agg(record_send(packed), ''::bytea) FROM ({}) packed").format(query)
-    row = cursor.connection.cursor(binary=True).execute(statement, params, prepare=True).fetchone()
-    return decode(row[0] if row and row[0] is not None else b"", names, types, packed=True)
+    statement = sql.SQL("SELECT packed FROM ({}) packed").format(query)
+    with cursor.connection.cursor(binary=True) as packed:
+        result = packed.execute(statement, params, prepare=True).pgresult
+        rows = () if result is None else [result.get_value(i, 0) or b"" for i in range(result.ntuples)]
+    return decode(b"".join(rows), names, types, packed=True)

@@ -1,13 +1,12 @@
-"""PostgreSQL's binary rows to and from Arrow's buffers: loops over every field, compiled.
+"""PostgreSQL's binary rows to and from columns: loops over every field, compiled.
 
-Integers and floats travel big-endian, each after its length in four bytes, -1
-for null. Columns are handed over in one block of bytes: where each begins and
-how wide its values are tell the rest.
+A field is its length in four bytes, -1 for null, and its value, big-endian.
+Columns lie one after the other in one block of memory, each from a multiple of
+8 bytes on. Rows are read in tiles that fit the cache, and each tile column by
+column: to write a hundred columns at once would miss it at every value.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -16,39 +15,38 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
+_TILE = 128
+#: What `read_rows` gives as the length of a field that the buffer ends in.
+CUT_SHORT = -2
 
-@njit(cache=True, nogil=True)
-def _word(buffer: Bytes, p: int) -> Any:
-    """The big-endian int32 at `p`."""
-    value = (np.uint32(buffer[p]) << 24) | (np.uint32(buffer[p + 1]) << 16)
-    value |= (np.uint32(buffer[p + 2]) << 8) | np.uint32(buffer[p + 3])
-    return np.int32(value)
-
-
-@njit(cache=True, nogil=True)
-def _put_word(buffer: Bytes, p: int, value: Any) -> None:
-    buffer[p] = value >> 24 & 0xFF
-    buffer[p + 1] = value >> 16 & 0xFF
-    buffer[p + 2] = value >> 8 & 0xFF
-    buffer[p + 3] = value & 0xFF
+# Unsigned indices: a signed one costs a comparison with 0 at each byte.
+_U = np.uint64
+_1, _2, _3, _4 = _U(1), _U(2), _U(3), _U(4)
+_8, _16, _24, _32 = np.uint32(8), np.uint32(16), np.uint32(24), _U(32)
 
 
 @njit(cache=True, nogil=True)
-def _reverse(source: Bytes, p: int, target: Bytes, q: int, width: int) -> None:
-    """Copy a value and turn its bytes about. Constant lengths compile to a load, a swap and a store."""
-    if width == 4:
-        a, b, c, d = source[p], source[p + 1], source[p + 2], source[p + 3]
-        target[q], target[q + 1], target[q + 2], target[q + 3] = d, c, b, a
-    elif width == 8:
-        a, b, c, d = source[p], source[p + 1], source[p + 2], source[p + 3]
-        e, f, g, h = source[p + 4], source[p + 5], source[p + 6], source[p + 7]
-        target[q], target[q + 1], target[q + 2], target[q + 3] = h, g, f, e
-        target[q + 4], target[q + 5], target[q + 6], target[q + 7] = d, c, b, a
-    elif width == 1:
-        target[q] = source[p]
-    else:
-        a, b = source[p], source[p + 1]
-        target[q], target[q + 1] = b, a
+def _get4(data: Bytes, p: np.uint64) -> np.uint32:
+    high = np.uint32(data[p]) << _24 | np.uint32(data[p + _1]) << _16
+    return np.uint32(high | np.uint32(data[p + _2]) << _8 | np.uint32(data[p + _3]))
+
+
+@njit(cache=True, nogil=True)
+def _get8(data: Bytes, p: np.uint64) -> np.uint64:
+    return _U(_get4(data, p)) << _32 | _U(_get4(data, p + _4))
+
+
+@njit(cache=True, nogil=True)
+def _get2(data: Bytes, p: np.uint64) -> np.uint32:
+    return np.uint32(data[p]) << _8 | np.uint32(data[p + _1])
+
+
+@njit(cache=True, nogil=True)
+def _put4(data: Bytes, p: np.uint64, value: np.uint32) -> None:
+    data[p] = value >> _24
+    data[p + _1] = value >> _16
+    data[p + _2] = value >> _8
+    data[p + _3] = value
 
 
 @njit(cache=True, nogil=True)
@@ -62,9 +60,9 @@ def write_rows(
     n_rows
         Number of rows.
     block
-        The columns' values, one column after the other.
+        The columns' values, one column after the other, a multiple of 8 bytes.
     start, width
-        Per column: where it begins in `block`; bytes a value, 0 for text.
+        Per column: where it begins in `block`, a multiple of 8; bytes a value, 0 for text.
     text, offsets
         Per column, the row of `offsets` that says where its texts begin in the column; -1 if of fixed width.
     null, valid
@@ -73,41 +71,44 @@ def write_rows(
         Long enough for all rows.
     """
     n_columns = len(start)
-    p = 0
+    block8, block4, block2 = block.view(np.uint64), block.view(np.uint32), block.view(np.uint16)
+    p = _U(0)
     for row in range(n_rows):
-        out[p] = n_columns >> 8
-        out[p + 1] = n_columns & 0xFF
-        p += 2
+        out[p], out[p + _1] = n_columns >> 8, n_columns & 0xFF
+        p += _2
         for c in range(n_columns):
+            w = width[c]
             if null[c] >= 0 and valid[null[c], row] == 0:
-                _put_word(out, p, -1)
-                p += 4
-            elif text[c] < 0:
-                _put_word(out, p, width[c])
-                _reverse(block, start[c] + row * width[c], out, p + 4, width[c])
-                p += 4 + width[c]
+                _put4(out, p, np.uint32(0xFFFFFFFF))
+                p += _4
+                continue
+            if w == 0:
+                begin, end = start[c] + offsets[text[c], row], start[c] + offsets[text[c], row + 1]
+                _put4(out, p, np.uint32(end - begin))
+                for i in range(begin, end):
+                    out[p + _4 + _U(i - begin)] = block[i]
+                p += _4 + _U(end - begin)
+                continue
+            _put4(out, p, np.uint32(w))
+            p += _4
+            if w == 4:
+                _put4(out, p, block4[start[c] // 4 + row])
+            elif w == 8:
+                value = block8[start[c] // 8 + row]
+                _put4(out, p, np.uint32(value >> _32))
+                _put4(out, p + _4, np.uint32(value))
+            elif w == 1:
+                out[p] = block[start[c] + row]
             else:
-                begin, end = offsets[text[c], row], offsets[text[c], row + 1]
-                _put_word(out, p, end - begin)
-                p += 4
-                for i in range(start[c] + begin, start[c] + end):
-                    out[p] = block[i]
-                    p += 1
-    return p
+                short = block2[start[c] // 2 + row]
+                out[p], out[p + _1] = short >> 8, short & 0xFF
+            p += _U(w)
+    return int(p)
 
 
 @njit(cache=True, nogil=True)
 def read_rows(
-    buffer: Bytes,
-    p: int,
-    packed: bool,
-    width: Ints,
-    start: Ints,
-    block: Bytes,
-    valid: Bytes,
-    nulls: Ints,
-    text: Ints,
-    place: Ints,
+    buffer: Bytes, p: int, packed: bool, width: Ints, start: Ints, block: Bytes, valid: Bytes, text: Ints, place: Ints
 ) -> tuple[int, int, int]:
     """Read rows, from COPY BINARY or, `packed`, as ``record_send`` writes them.
 
@@ -118,9 +119,9 @@ def read_rows(
     packed
         Fields are counted in four bytes, and each has its type's oid before its length; there is no trailer.
     width, start
-        Per column: bytes a value, 0 for text; where it begins in `block`.
-    block, valid, nulls
-        Output: the values, one column after the other; per column and row, 0 for null; nulls per column.
+        Per column: bytes a value, 0 for text; where it begins in `block`, a multiple of 8.
+    block, valid
+        Output: the values, one column after the other; flags per column and row, 0 for null.
     text, place
         Per column, the row of `place` that takes where each text begins and ends, -1 if of fixed width;
         shape (texts, rows, 2).
@@ -129,53 +130,88 @@ def read_rows(
     -------
     tuple
         The number of rows and (-1, 0); or the row, the column and the length of a field that does not fit:
-        column ``len(width)`` if it is the number of fields, or if the buffer ends within the row.
+        column ``len(width)`` if it is the number of fields, or `CUT_SHORT` if the buffer ends within the row.
     """
-    n_columns = len(width)
-    n_bytes = len(buffer)
-    head, gap = (4, 4) if packed else (2, 0)
-    row = 0
-    while p < n_bytes:
-        if p + 2 > n_bytes:
-            return row, n_columns, -2
-        if not packed and buffer[p] == 0xFF and buffer[p + 1] == 0xFF:
-            return row, -1, 0
-        if p + head > n_bytes:
-            return row, n_columns, -2
-        fields = _word(buffer, p) if packed else np.int32(buffer[p]) << 8 | np.int32(buffer[p + 1])
-        if fields != n_columns:
-            return row, n_columns, int(fields)
-        p += head
+    fields = np.empty((len(width), _TILE), np.int64)
+    rows = 0
+    while True:
+        n, p, column, found = _find_fields(buffer, p, packed, width, fields)
+        if column >= 0:
+            return rows + n, column, found
+        for c in range(len(width)):
+            valid[c, rows : rows + n] = fields[c, :n] >= 0
+            if width[c]:
+                _take_values(buffer, fields[c, :n], width[c], block, start[c] // width[c] + rows)
+            else:
+                _take_places(buffer, fields[c, :n], place[text[c], rows:])
+        rows += n
+        if n < _TILE:
+            return rows, -1, 0
+
+
+@njit(cache=True, nogil=True)
+def _find_fields(buffer: Bytes, p: int, packed: bool, width: Ints, fields: Ints) -> tuple[int, int, int, int]:
+    """Where each value of the next tile of rows begins, -1 for null: rows, end, and column and length of a misfit."""
+    n_columns, n_bytes = len(width), len(buffer)
+    for r in range(fields.shape[1]):
+        if packed and p == n_bytes:
+            return r, p, -1, 0
+        if p + (4 if packed else 2) > n_bytes:
+            return r, p, n_columns, CUT_SHORT
+        count = int(_get4(buffer, _U(p))) if packed else int(_get2(buffer, _U(p)))
+        if count == 0xFFFF and not packed:
+            return r, p, -1, 0
+        if count != n_columns:
+            return r, p, n_columns, count
+        p += 4 if packed else 2
         for c in range(n_columns):
-            p += gap
+            p += 4 if packed else 0
             if p + 4 > n_bytes:
-                return row, n_columns, -2
-            length = _word(buffer, p)
+                return r, p, n_columns, CUT_SHORT
+            length = int(np.int32(_get4(buffer, _U(p))))
             p += 4
             if length < 0:
-                valid[c, row] = 0
-                nulls[c] += 1
-                if text[c] >= 0:
-                    place[text[c], row, 0] = place[text[c], row, 1] = p
-                else:
-                    for i in range(width[c]):
-                        block[start[c] + row * width[c] + i] = 0
+                fields[c, r] = -1
                 continue
             if p + length > n_bytes:
-                return row, n_columns, -2
-            valid[c, row] = 1
-            if text[c] >= 0:
-                place[text[c], row, 0] = p
-                place[text[c], row, 1] = p + length
-            elif length == width[c]:
-                _reverse(buffer, p, block, start[c] + row * width[c], width[c])
-            else:
-                return row, c, int(length)
+                return r, p, n_columns, CUT_SHORT
+            if width[c] and length != width[c]:
+                return r, p, c, length
+            fields[c, r] = p
             p += length
-        row += 1
-    if not packed:
-        return row, n_columns, -2
-    return row, -1, 0
+    return fields.shape[1], p, -1, 0
+
+
+@njit(cache=True, nogil=True)
+def _take_values(buffer: Bytes, at: Ints, width: int, block: Bytes, first: int) -> None:
+    """Put values of one width that begin at `at` into a block, the first as its `first` one of that width."""
+    n = len(at)
+    if width == 4:
+        block4 = block.view(np.uint32)[first : first + n]
+        for i in range(n):
+            block4[i] = _get4(buffer, _U(at[i])) if at[i] >= 0 else np.uint32(0)
+    elif width == 8:
+        block8 = block.view(np.uint64)[first : first + n]
+        for i in range(n):
+            block8[i] = _get8(buffer, _U(at[i])) if at[i] >= 0 else _U(0)
+    elif width == 2:
+        block2 = block.view(np.uint16)[first : first + n]
+        for i in range(n):
+            block2[i] = _get2(buffer, _U(at[i])) if at[i] >= 0 else np.uint32(0)
+    else:
+        for i in range(n):
+            block[first + i] = buffer[_U(at[i])] if at[i] >= 0 else np.uint8(0)
+
+
+@njit(cache=True, nogil=True)
+def _take_places(buffer: Bytes, at: Ints, place: Ints) -> None:
+    """Note where texts that begin at `at` begin and end; nowhere for a null."""
+    for i in range(len(at)):
+        if at[i] >= 0:
+            place[i, 0] = at[i]
+            place[i, 1] = at[i] + np.int64(_get4(buffer, _U(at[i] - 4)))
+        else:
+            place[i, 0] = place[i, 1] = 0
 
 
 @njit(cache=True, nogil=True)

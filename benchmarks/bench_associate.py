@@ -81,12 +81,14 @@ def matched(sources: Places, objects: Places) -> np.ndarray:
 
 
 def matched_whole(sources: Places, objects: Places) -> np.ndarray:
-    """The same by one dense assignment of all sources to all objects."""
-    gain = np.zeros((len(sources), len(objects)))
+    """The same by one dense assignment of all sources; impossible pairs cost infinity, which scipy solves fastest."""
+    n, m = len(sources), len(objects)
+    cost = np.full((n, m + n), np.inf)
     i, j = neighbours(sources, objects, RADIUS)
-    gain[i, j] = pair_gain(pair_cost(sources.take(i), objects.take(j), FLOOR), RADIUS)
-    rows, columns = linear_sum_assignment(gain, maximize=True)
-    return np.where(gain[rows, columns] > 0.0, columns, -1)
+    cost[i, j] = -pair_gain(pair_cost(sources.take(i), objects.take(j), FLOOR), RADIUS)
+    cost[np.arange(n), m + np.arange(n)] = 0.0
+    _, columns = linear_sum_assignment(cost)
+    return np.where(columns < m, columns, -1)
 
 
 def matched_nearest(sources: Places, objects: Places) -> np.ndarray:

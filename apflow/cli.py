@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import services
+from apflow.commands import alerts, services
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 graph_app = typer.Typer(help="The graphs and their pictures.", no_args_is_help=True)
 app.add_typer(graph_app, name="graph")
 app.add_typer(services.app, name="services")
+app.add_typer(alerts.app, name="alerts")
 
 
 def _version(wanted: bool) -> None:

@@ -198,6 +198,7 @@ class OutboxRow:
     length: int
     checksum: int  # crc32 of the datum
     arrived_unix: float | None = None  # the end of readout of its detector-visit, where that is known
+    resent: bool = False  # sent before, and again by hand
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import fastavro
 
-#: Mode of a subject that has none of its own.
+#: What a client may ask for.
 MODES = ("READWRITE", "READONLY", "IMPORT")
 
 

@@ -69,7 +69,7 @@ def check_table(
     """
     if not table.columns.is_unique:
         raise DataError(f"{name}.{table.columns[table.columns.duplicated()][0]} is there twice")
-    unknown = set(table.columns) - {f.name for f in record.fields} - known_columns() - _PPDB_ONLY
+    unknown = set(table.columns.tolist()) - {f.name for f in record.fields} - known_columns() - _PPDB_ONLY
     if unknown:
         raise DataError(f"{name}.{min(map(str, unknown))} is not a field of the alert schema or of apdb.yaml")
     batch = Batch(record, len(table), name)
@@ -173,9 +173,10 @@ def _put_text(batch: Batch, field: Field, series: _Series) -> None:
     """Strings or bytes, by way of Arrow, which holds a column of them in one piece."""
     binary = field.kind != Kind.STRING
     accepted, kind = (bytes, pa.large_binary()) if binary else (str, pa.large_string())
-    array, known = series.array, series.notna().to_numpy()
-    if not isinstance(series.dtype, pd.StringDtype) and not all(isinstance(v, accepted) for v in series[known]):
-        raise DataError(f"{batch.name}.{field.name} holds values other than text; accepted: {accepted.__name__}")
+    array, known = series.array, ~np.asarray(series.array.isna())
+    sure = isinstance(series.dtype, pd.StringDtype) and not binary
+    if not sure and not all(isinstance(v, accepted) for v in series[known]):
+        raise DataError(f"{batch.name}.{field.name} holds values other than {accepted.__name__}, which is accepted")
     try:
         column = pa.array(array, kind, from_pandas=True)
     except UnicodeError as error:
@@ -196,7 +197,7 @@ def _plain(series: _Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     if series.dtype.kind == "b":
         flags = series.array.to_numpy(dtype=np.int8, na_value=-1)
         return flags > 0, flags >= 0
-    known = series.notna().to_numpy()
+    known = ~np.asarray(series.array.isna())
     if series.dtype.kind in "iu":
         return series.array.to_numpy(dtype=np.int64, na_value=0), known
     if isinstance(series.dtype, pd.DatetimeTZDtype):

@@ -32,7 +32,7 @@ def build_packets(
     history: History,
     forced: pd.DataFrame,
     cutouts: Mapping[int, Cutouts],
-    schema_version: str = "11.1",
+    schema_version: str | AlertSchema = "11.1",
     history_days: float = 365.0,
     processed_mjd_tai: float | None = None,
     *,
@@ -57,8 +57,8 @@ def build_packets(
         DiaForcedSources of this visit, which end the forced history.
     cutouts : `~collections.abc.Mapping`
         Stamps by diaSourceId; a source without any gets nulls.
-    schema_version : `str`
-        Version of lsst-alert-packet.
+    schema_version : `str` or `~apflow.io.alerts.schema.AlertSchema`
+        Version of lsst-alert-packet, or a schema of one's own.
     history_days : `float`
         Length of the history, days.
     processed_mjd_tai : `float`, optional
@@ -89,7 +89,8 @@ def build_packets(
     if not len(sources):
         return ()
     now = Time.now().tai.mjd if processed_mjd_tai is None else processed_mjd_tai
-    tables = _Tables(load_schema(schema_version), {"timeProcessedMjdTai": now}, nan_for_null)
+    schema = load_schema(schema_version) if isinstance(schema_version, str) else schema_version
+    tables = _Tables(schema, {"timeProcessedMjdTai": now}, nan_for_null)
     new = tables.check(sources, "diaSource", "DiaSource")
     ids = _unique(new, "diaSourceId")
     object_ids = np.where(new.known[new.position["diaObjectId"]], new.column("diaObjectId"), 0)
@@ -107,7 +108,7 @@ def build_packets(
     }
     stamps = [cutouts.get(i, (None, None, None)) for i in ids.tolist()]
     values |= {name: [s[k] for s in stamps] for k, name in enumerate(_STAMPS)}
-    return _packets(tables.schema, values, ids, object_ids, max_message_bytes)
+    return _packets(schema, values, ids, object_ids, max_message_bytes)
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,8 @@ def test_ids_are_distinct_over_detectors_counters_and_visits():
 def test_what_cannot_be_packed_is_refused(call):
     with pytest.raises(BadRequest):
         call()
+
+
+def test_the_middle_of_a_night_lies_within_it():
+    assert ids.mid_night(2025042000123) == 60786.0
+    assert {ids.day_obs(60786.0 + hours / 24) for hours in (-11.9, 0.0, 11.9)} == {20250420}

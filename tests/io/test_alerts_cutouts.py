@@ -12,9 +12,10 @@ from astropy.wcs import WCS
 from apflow.errors import BadRequest
 from apflow.io.alerts.cutouts import cutout_fits, tangent
 from apflow.model.camera import load_camera
-from apflow.model.exposure import Mask
+from apflow.model.exposure import Exposure, Mask
 from apflow.model.sky import separation_arcsec
 from apflow.model.wcs import Wcs
+from apflow.pixels.cutouts import cut
 
 
 def stamp(size=30, wcs=None, seed=1):
@@ -73,6 +74,50 @@ def test_tangent_is_exact_for_a_plain_projection_far_from_its_centre():
     x, y = np.meshgrid(np.arange(0.0, 101, 20), np.arange(0.0, 101, 20))
     assert separation_arcsec(*local.pixel_to_sky(x, y), *wcs.pixel_to_sky(x, y)).max() < 2e-3
     assert float(separation_arcsec(*local.pixel_to_sky(50.0, 50.0), *wcs.pixel_to_sky(50.0, 50.0))) < 1e-8
+
+
+def as_astropy_writes(planes, cards) -> bytes:
+    image, variance, mask, psf, wcs = planes
+    local = tangent(wcs, (image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
+    primary = fits.PrimaryHDU(image)
+    celestial = {"WCSAXES": 2, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"}
+    celestial |= {"RADESYS": "ICRS", "CRVAL1": local.crval_deg[0], "CRVAL2": local.crval_deg[1]}
+    celestial |= {f"CRPIX{i + 1}": local.crpix[i] + 1 for i in range(2)}
+    celestial |= {f"CD{i + 1}_{j + 1}": float(local.cd[i, j]) for i in range(2) for j in range(2)}
+    for key, value in {"BUNIT": "nJy", **celestial, **cards}.items():
+        primary.header[key] = value
+    uncertainty, flags = fits.Header({"UTYPE": "VarianceUncertainty"}), fits.Header()
+    for plane in ("BAD", "SAT", "INTRP", "CR", "EDGE", "SUSPECT", "NO_DATA"):
+        flags[f"MP_{plane}"[:8]] = int(Mask[plane]).bit_length() - 1
+    kept = mask & ~int(Mask.DETECTED | Mask.DETECTED_NEGATIVE)
+    extensions = [(variance, uncertainty, "UNCERT"), (kept, flags, "MASK"), (psf, None, "PSFIMAGE")]
+    hdus = [primary, *(fits.ImageHDU(data, header, name=name) for data, header, name in extensions)]
+    stream = io.BytesIO()
+    fits.HDUList(hdus).writeto(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [30, 51, 102])
+def test_every_byte_is_as_astropy_writes_it(distorted, size):
+    planes, cards = (
+        stamp(size, distorted),
+        {"ROTPA": 33.25, "NOTE": "it's", "SNAPS": 2, "EDGE": True, "SMALL": -1 / 3e7},
+    )
+    assert cutout_fits(planes, cards=cards) == as_astropy_writes(planes, cards)
+
+
+def test_beyond_the_detectors_edge_a_stamp_is_padded_and_masked(distorted):
+    plane = np.arange(40 * 50, dtype=np.float32).reshape(40, 50)
+    exposure = Exposure(plane, plane + 1, np.zeros((40, 50), np.int32), "nJy", distorted)
+    with fits.open(io.BytesIO(cutout_fits(cut(exposure, 2.0, 37.0)))) as file:
+        mask, inside = file["MASK"].data, np.zeros((30, 30), bool)
+        inside[: 40 - 22, 13:] = True
+        np.testing.assert_array_equal(mask & (1 << file["MASK"].header["MP_NO_DA"]) == 0, inside)
+        np.testing.assert_array_equal(np.isfinite(file[0].data), inside)
+        np.testing.assert_array_equal(file[0].data[:18, 13:], plane[22:, :17])
+        np.testing.assert_array_equal(file["UNCERT"].data[:18, 13:], plane[22:, :17] + 1)
+        x, y = WCS(file[0].header).world_to_pixel_values(*distorted.pixel_to_sky(2.0, 37.0))
+        assert (float(x), float(y)) == pytest.approx((15, 15), abs=1e-3)
 
 
 def test_ccddata_reads_it_and_does_not_mask_the_source(distorted):

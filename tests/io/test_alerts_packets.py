@@ -205,3 +205,106 @@ def test_plain_pandas_types_do_as_well():
 def test_framing_is_confluent():
     assert frame(b"datum") == b"\x00\x00\x00\x04\x4ddatum"
     assert frame(b"", load_schema("11.0").registry_id) == b"\x00\x00\x00\x04\x4c"
+
+
+def test_unknown_floats_are_nan_where_asked_for_and_integers_stay_null():
+    record = decode(build(nan_for_null=True))[1]
+    assert np.isnan(record["diaSource"]["psfFluxErr"]) and np.isnan(record["diaObject"]["u_psfFluxMean"])
+    assert np.isnan(record["prvDiaForcedSources"][0]["scienceFlux"])
+    assert record["diaSource"]["ssObjectId"] is None and record["diaSource"]["trailAlgorithm"] is None
+    with pytest.raises(DataError, match=r"DiaSource\.ra is missing or not finite in row 2"):
+        build(sources(NEW_IDS, [7, 8, 9], NOW).assign(ra=[1.0, 2.0, np.nan]), nan_for_null=True)
+
+
+def test_what_history_lacks_is_named_with_its_row():
+    old = history()
+    spoilt = old.sources.copy()
+    spoilt.loc[3, "dec"] = np.nan
+    table, new = sources(NEW_IDS, [7, 8, 9], NOW), forced([], [], [])
+    with pytest.raises(DataError, match=r"DiaSource\.dec is missing or not finite in row 3"):
+        build_packets(table, objects([7, 8, 9]), History(old.objects, spoilt, old.forced), new, CUTOUTS)
+
+
+def test_two_sources_of_one_object_share_its_history():
+    first, second = decode(build(sources(NEW_IDS[:2], [7, 7], NOW)))
+    assert first["prvDiaSources"] == second["prvDiaSources"] and len(first["prvDiaSources"]) == 2
+    assert first["diaObject"] == second["diaObject"]
+
+
+def solar(ids, ss_ids, names) -> pd.DataFrame:
+    angles = {c: 10.0 for c in ("eclLambda", "eclBeta", "galLon", "galLat")}
+    return pd.DataFrame(
+        {"diaSourceId": ids, "ssObjectId": ss_ids, "designation": names, "diaDistanceRank": 1, **angles}
+    )
+
+
+def orbits(names) -> pd.DataFrame:
+    columns = {f"{kind}_primary_provisional_designation": names for kind in ("packed", "unpacked")}
+    fitted = pd.Timestamp("2025-04-20T00:00:01.5")
+    return pd.DataFrame(
+        {"id": range(len(names)), "designation": names, **columns, "fitting_datetime": fitted, "a": 2.5}
+    )
+
+
+def test_solar_system_objects_come_with_source_and_orbit_where_attributed():
+    table = sources(NEW_IDS, [7, None, None], NOW, ssObjectId=[None, 5, 6])
+    rows = solar([NEW_IDS[2], NEW_IDS[1], 404], [6, 5, 4], ["2025 CD", "2025 AB", "2025 EF"])
+    none, with_orbit, without = decode(build(table, ss_sources=rows, orbits=orbits(["2025 AB", "2025 XY"])))
+    assert none["ssSource"] is None and none["mpc_orbits"] is None
+    assert with_orbit["ssSource"]["ssObjectId"] == 5 and with_orbit["ssSource"]["elongation"] is None
+    assert with_orbit["mpc_orbits"]["designation"] == "2025 AB" and with_orbit["mpc_orbits"]["a"] == 2.5
+    assert with_orbit["mpc_orbits"]["fitting_datetime"].isoformat() == "2025-04-20T00:00:01.500000+00:00"
+    assert without["ssSource"]["designation"] == "2025 CD" and without["mpc_orbits"] is None
+
+
+def test_solar_system_rows_that_contradict_are_named():
+    table = sources(NEW_IDS, [7, None, 9], NOW, ssObjectId=[None, 5, None])
+    with pytest.raises(DataError, match=f"SSSource of DiaSource {NEW_IDS[1]} names ssObjectId 6"):
+        build(table, ss_sources=solar([NEW_IDS[1]], [6], ["a"]))
+    with pytest.raises(DataError, match=f"SSSource of DiaSource {NEW_IDS[2]} names ssObjectId 6"):
+        build(table, ss_sources=solar([NEW_IDS[2]], [6], ["a"]))
+    with pytest.raises(DataError, match="mpc_orbits a comes more than once"):
+        build(table, ss_sources=solar([NEW_IDS[1]], [5], ["a"]), orbits=orbits(["a", "a"]))
+
+
+def long_history(n=200):
+    times = NOW - np.arange(n, 0, -1.0)
+    old = sources(1 + np.arange(n), np.full(n, 7), times, timeProcessedMjdTai=NOW)
+    light = forced(1 + np.arange(n), np.full(n, 7), times).assign(timeProcessedMjdTai=NOW)
+    return History(objects([7]), old, light)
+
+
+def trimmed_to(limit):
+    new = forced([901, 902], [7, 8], [NOW, NOW])
+    given = sources(NEW_IDS[:2], [7, 8], NOW), objects([7, 8]), long_history(), new, CUTOUTS
+    packets = build_packets(*given, processed_mjd_tai=NOW, max_message_bytes=limit)
+    return packets, decode(packets)[0]
+
+
+def test_alerts_too_long_for_the_broker_lose_their_oldest_forced_sources_first():
+    (whole, other), full = trimmed_to(None)
+    assert whole.trimmed == 0
+    (short, same), record = trimmed_to(len(whole.datum) - 1000)
+    assert len(short.datum) + 1024 <= len(whole.datum) - 1000
+    assert record["prvDiaSources"] == full["prvDiaSources"]
+    assert record["prvDiaForcedSources"] == full["prvDiaForcedSources"][short.trimmed :]
+    assert 0 < short.trimmed == 201 - len(record["prvDiaForcedSources"]) < 60
+    assert same == other
+
+
+def test_trimming_goes_on_with_sources_and_spares_the_newest_of_each_and_the_stamps():
+    (whole, _), full = trimmed_to(None)
+    (short, _), record = trimmed_to(len(whole.datum) // 2)
+    assert [f["diaForcedSourceId"] for f in record["prvDiaForcedSources"]] == [901]
+    kept = len(record["prvDiaSources"])
+    assert record["prvDiaSources"] == full["prvDiaSources"][-kept:] and 1 < kept < 200
+    assert short.trimmed == 400 - kept
+    assert len(short.datum) + 1024 <= len(whole.datum) // 2
+    (shortest, _), record = trimmed_to(100)
+    assert [len(record[k]) for k in ("prvDiaSources", "prvDiaForcedSources")] == [1, 1]
+    assert record["prvDiaSources"][0]["diaSourceId"] == 200 and shortest.trimmed == 399
+    assert {**full, "prvDiaSources": None, "prvDiaForcedSources": None} == {
+        **record,
+        "prvDiaSources": None,
+        "prvDiaForcedSources": None,
+    }

@@ -176,6 +176,8 @@ def test_unknown_version_lists_those_there_are():
         ("psfFlux", "bright", r"DiaSource\.psfFlux holds no numbers"),
         ("visit", 1.5, r"DiaSource\.visit holds floats"),
         ("visit", 2**63, r"DiaSource\.visit"),
+        ("visit", np.uint64(2**63), r"DiaSource\.visit is 9223372036854775808"),
+        ("visit", np.datetime64("2025-04-20"), r"DiaSource\.visit holds datetime64"),
         ("isNegative", 3, r"DiaSource\.isNegative"),
         ("band", 7, r"DiaSource\.band"),
         ("nonsense", 1.0, r"DiaSource\.nonsense is not a field"),

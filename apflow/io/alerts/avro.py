@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Scalar:
-    """A type without parts; an enum has `symbols`, a fixed type a `size` in bytes."""
+    """A type without parts; an enum has `symbols`, a fixed type a `size` in bytes, a time a `logical` type."""
 
     kind: Kind
     symbols: tuple[str, ...] = ()
     size: int = 0
+    logical: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,10 @@ def _type(spec: Any, named: Mapping[str, Any], within: tuple[str, ...]) -> Type:
         return Record(name, tuple(_field(f, named, (*within, name)) for f in spec["fields"]))
     if kind == "map":
         raise BadRequest("Avro maps cannot be filled; accepted: records, arrays and scalars")
-    return _type(kind, named, within)
+    plain = _type(kind, named, within)
+    if isinstance(plain, Scalar) and "logicalType" in spec:
+        return dataclasses.replace(plain, logical=str(spec["logicalType"]))
+    return plain
 
 
 def _field(spec: Mapping[str, Any], named: Mapping[str, Any], within: tuple[str, ...]) -> Field:

@@ -138,13 +138,17 @@ def _put_integers(batch: Batch, field: Field, series: _Series) -> None:
     values, known = _plain(series)
     if values.dtype.kind == "O":
         values = _from_objects(values, known, what)
+    if values.dtype.kind == "M" and getattr(field.type, "logical", "") == "timestamp-micros":
+        known, values = ~np.isnat(values), values.astype("datetime64[us]").view(np.int64)
     if values.dtype.kind == "f":
         known = known & np.isfinite(values)
         values = np.where(known, values, 0.0)
         if ((values != np.rint(values)) | (np.abs(values) >= _EXACT_FLOAT)).any():
             raise DataError(f"{what} holds floats that are no exact integers; accepted: integers")
-    elif values.dtype.kind not in "biu" or int(values.max(initial=0)) > _INT64.max:
-        raise DataError(f"{what} holds {values.dtype} beyond 64 signed bits; accepted: integers")
+    elif values.dtype.kind not in "biu":
+        raise DataError(f"{what} holds {values.dtype}; accepted: integers")
+    elif int(values.max(initial=0)) > _INT64.max:
+        raise DataError(f"{what} is {values.max()}; accepted: integers up to {_INT64.max}")
     if field.nullable and field.name.endswith("Id"):
         known = known & (values != 0)
     batch.put(field.name, values, known)
@@ -191,8 +195,6 @@ def _plain(series: _Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A NumPy array, and which of its values are known (NaN is left to the caller)."""
     if isinstance(series.dtype, np.dtype):
         values = series.to_numpy()
-        if values.dtype.kind == "M":
-            return values.astype("datetime64[us]").view(np.int64), ~np.isnat(values)
         return values, ~series.isna().to_numpy() if values.dtype.kind == "O" else np.ones(len(values), bool)
     if series.dtype.kind == "b":
         flags = series.array.to_numpy(dtype=np.int8, na_value=-1)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.ppdb import ownership
 from apflow.io.ppdb.batch import prepare
 from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.engine import Engine
-from apflow.io.ppdb.interface import Ppdb, StoreReport, Wanted
+from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
 from apflow.io.ppdb.ownership import Server
 from apflow.io.ppdb.parts import Part
 from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
@@ -301,6 +302,19 @@ class EmbeddedPpdb(Ppdb):
         """See `Ppdb`."""
         rows = self._ask("table", name, dict(where or {}))
         return to_frame(rows, name) if name in APDB_TABLES else rows.to_pandas()
+
+    def select(self, sql: str) -> pa.Table:
+        """See `Ppdb`."""
+        return self._ask("select", sql)
+
+    def change(self, statements: Sequence[Statement]) -> None:
+        """See `Ppdb`."""
+        self._ask("change", list(statements))
+
+    def sizes(self) -> dict[str, int]:
+        """See `Ppdb`."""
+        found: dict[str, int] = self._ask("sizes")
+        return found
 
     def close(self) -> None:
         """See `Ppdb`."""

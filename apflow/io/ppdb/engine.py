@@ -15,7 +15,7 @@ import pyarrow as pa
 from apflow.errors import BadRequest, DataError, ServiceError
 from apflow.io.ppdb import outbox, reading, storing
 from apflow.io.ppdb.batch import Batch
-from apflow.io.ppdb.interface import StoreReport, Wanted
+from apflow.io.ppdb.interface import Statement, StoreReport, Wanted
 from apflow.io.ppdb.parts import ROW_ID, Part, ordered
 from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.storing import execute, keys_table, query
@@ -247,6 +247,25 @@ class Engine:
         order = "ALL" if name in OWN_TABLES else "1, 2"
         conditions, wanted = storing.conditions(where)
         return self._read(f'SELECT {select_list(name)} FROM "{name}"{conditions} ORDER BY {order}', **wanted)
+
+    def select(self, sql: str) -> pa.Table:
+        """See `Ppdb.select`."""
+        return self._read(sql)
+
+    def change(self, statements: Sequence[Statement]) -> None:
+        """See `Ppdb.change`."""
+        with self._transaction() as con:
+            for statement in statements:
+                execute(con, statement.sql, **statement.tables)
+
+    def sizes(self) -> dict[str, int]:
+        """See `Ppdb.sizes`: blocks of the file, some of which tables share."""
+        [block_bytes] = self._read("SELECT block_size AS n FROM pragma_database_size()").column("n").to_pylist()
+        count = "SELECT count(DISTINCT block_id) AS n FROM pragma_storage_info('{}') WHERE persistent"
+        return {
+            name: block_bytes * self._read(count.format(name)).column("n").to_pylist()[0]
+            for name in (*APDB_TABLES, *OWN_TABLES)
+        }
 
     def close(self) -> None:
         """Let go of the file, when the request under way is through."""

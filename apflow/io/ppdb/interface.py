@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from apflow.errors import BadRequest
 from apflow.model.ledger import Outcome
 from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
+
+if TYPE_CHECKING:
+    from apflow.io.ppdb.postgres.partitions import Partition
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,28 @@ class Wanted:
     mjd_tai: float
 
 
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A statement of `Ppdb.change`, and the tables that it reads by name."""
+
+    sql: str
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
 class Ppdb(ABC):
     """The PPDB as steps see it; safe to use from many threads.
+
+    Attributes
+    ----------
+    versions
+        Name of the table or view of all DiaObject versions with
+        validityEndMjdTai, for `select`.
 
     Every method may raise `ServiceError` when the database cannot be reached,
     and then may be called again: each is idempotent.
     """
+
+    versions: ClassVar[str] = "DiaObject"
 
     @abstractmethod
     def openVisit(self, visit: Visit, regions: Mapping[int, Region], deadline_unix: float) -> None:
@@ -258,6 +279,29 @@ class Ppdb(ABC):
             Accepted values of columns of integers, all of which must hold; a
             `range` stands for its values.
         """
+
+    def select(self, sql: str) -> pa.Table:
+        """Rows of a SELECT in the SQL that DuckDB and PostgreSQL share; for operations, not for steps."""
+        raise self._not_ours()
+
+    def change(self, statements: Sequence[Statement]) -> None:
+        """Run statements in one transaction, all or none; for operations, not for steps."""
+        raise self._not_ours()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by table, about."""
+        raise self._not_ours()
+
+    def partitions(self) -> list[Partition]:
+        """The partitions of the tables that grow, by table and time; none where the backend has none."""
+        return []
+
+    def makePartitions(self, mjd_from: float, mjd_to: float) -> list[str]:
+        """Make the partitions of all months of a span of time that are not there, where there are any; their names."""
+        return []
+
+    def _not_ours(self) -> BadRequest:
+        return BadRequest(f"{self!r} offers no operations; accepted: a PPDB on duckdb:// or postgresql://")
 
     @abstractmethod
     def close(self) -> None:

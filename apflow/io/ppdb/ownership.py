@@ -33,6 +33,7 @@ REQUESTS = frozenset(
     [
         *("open_visit", "await_turn", "objects", "history", "contains", "table"),
         *("histories", "drp_objects", "load_drp_objects", "withdraw"),
+        *("select", "change", "sizes"),
         *("store", "settle", "pending", "claim", "claims", "release", "end_lease", "refuse", "mark_published"),
     ]
 )

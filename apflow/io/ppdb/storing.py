@@ -17,7 +17,7 @@ from apflow.io.ppdb import guard
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
 from apflow.io.ppdb.sky_index import ORDER
-from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, described, select_list
+from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, select_list, stored_columns
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.ledger import Outcome
@@ -101,8 +101,8 @@ def _current(con: Any, batch: Batch, which: Sequence[int]) -> pa.Table:
     columns = ", ".join(f'"{c}"' for c in guard.VERSION_COLUMNS)
     return query(
         con,
-        f'SELECT {columns} FROM "DiaObject" WHERE "validityEndMjdTai" IS NULL AND ("diaObjectId" IN '
-        f'(SELECT id FROM wanted) OR ("pixelId" >> {2 * (ORDER - guard.NEAR_ORDER)}) IN (SELECT cell FROM cells))',
+        f'SELECT {columns} FROM "DiaObjectLast" WHERE "diaObjectId" IN (SELECT id FROM wanted) '
+        f'OR ("pixelId" >> {2 * (ORDER - guard.NEAR_ORDER)}) IN (SELECT cell FROM cells)',
         wanted=pa.table({"id": pa.array(guard.wanted_ids(batch, which), pa.int64())}),
         cells=pa.table({"cell": guard.cells_near(batch, which)}),
     )
@@ -150,11 +150,11 @@ def _supersede(con: Any, versions: pa.Table) -> None:
         'WHERE o."diaObjectId" = n."diaObjectId" AND o."validityEndMjdTai" IS NULL',
         new_rows=versions.select(["diaObjectId", "validityStartMjdTai"]),
     )
-    names = [n for n in schema.table("DiaObjectLast").names if n != "diaObjectId"]
+    names = [c.name for c in stored_columns("DiaObjectLast") if c.name != "diaObjectId"]
     execute(
         con,
-        f'INSERT INTO "DiaObjectLast" SELECT {select_list("DiaObjectLast")} FROM new_rows ON CONFLICT DO UPDATE SET '
-        + ", ".join(f'"{n}" = excluded."{n}"' for n in names),
+        f'INSERT INTO "DiaObjectLast" SELECT {select_list("DiaObjectLast")}, "pixelId" FROM new_rows '
+        "ON CONFLICT DO UPDATE SET " + ", ".join(f'"{n}" = excluded."{n}"' for n in names),
         new_rows=_last(versions),
     )
 
@@ -211,7 +211,7 @@ def settle(con: Any, keys: Sequence[Key], outcomes: Sequence[Outcome]) -> None:
 
 def load_drp_objects(con: Any, rows: pa.Table) -> None:
     """Add DRP Objects, or put them in the place of those that have their ids."""
-    names = [n for n in described("DrpObject").names if n != "objectId"] + ["pixelId"]
+    names = [c.name for c in stored_columns("DrpObject") if c.name != "objectId"]
     execute(
         con,
         # In the order of the sky, so that a region lies in few places of the file.

@@ -35,8 +35,9 @@ OWN_TABLES = tuple(OWN)
 #: Layout of what apdb.yaml does not say; raise it when it changes.
 LAYOUT = "2"
 
-#: Tables that also have pixelId.
-_INDEXED = (*SKY_TABLES, "DrpObject")
+#: Tables that also have pixelId, HEALPix nested order 20 (`apflow.io.ppdb.sky_index`).
+PIXEL_TABLES = (*SKY_TABLES, "DiaObjectLast", "DrpObject")
+_PIXEL = Column("pixelId", "long", "int64", "", "HEALPix pixel of ra and dec, nested, order 20.", False)
 #: Keys that apdb.yaml does not give: a row of these is not to be stored twice either.
 _KEYS = {MATCHES: ("diaObjectId", "objectId"), "DetectorVisitProcessingSummary": ("visit", "detector")}
 _TYPES = {
@@ -53,6 +54,11 @@ _TYPES = {
 def described(name: str) -> Table:
     """A table of the PPDB as it is described: of apdb.yaml, or one of our own."""
     return OWN[name] if name in OWN else schema.table(name)
+
+
+def stored_columns(name: str) -> tuple[Column, ...]:
+    """All columns of a table, pixelId included."""
+    return described(name).columns + ((_PIXEL,) if name in PIXEL_TABLES else ())
 
 
 def key_of(name: str) -> tuple[str, ...]:
@@ -72,13 +78,11 @@ def create_statements(names: Iterable[str] = (*APDB_TABLES, *OWN_TABLES)) -> lis
     statements = []
     for name in sorted(names, key=lambda n: n != "column_info"):
         table = described(name)
-        columns = [_column_sql(c) for c in table.columns]
-        if name in _INDEXED:
-            columns.append('"pixelId" BIGINT NOT NULL')
+        columns = [_column_sql(c) for c in stored_columns(name)]
         key = ", ".join(f'"{c}"' for c in key_of(name))
         statements.append(f'CREATE TABLE "{name}" ({", ".join(columns)}, PRIMARY KEY ({key}))')
         statements.append(f'COMMENT ON TABLE "{name}" IS {_literal(table.description)}')
-        statements += [s for i in range(len(table.columns)) for s in describe_statements(name, i)]
+        statements += [s for i in range(len(columns)) for s in describe_statements(name, i)]
     return statements
 
 
@@ -89,7 +93,7 @@ def _column_sql(column: Column) -> str:
 
 def describe_statements(name: str, i: int) -> tuple[str, str]:
     """SQL that gives the i-th column of a table its unit and description."""
-    c = described(name).columns[i]
+    c = stored_columns(name)[i]
     text = f"[{c.unit}] {c.description}" if c.unit else c.description
     row = ", ".join(_literal(t) for t in (c.datatype, c.unit, c.description))
     return (
@@ -112,7 +116,7 @@ def select_list(name: str) -> str:
 def to_arrow(frame: pd.DataFrame, name: str) -> pa.Table:
     """A conforming frame as Arrow, with pixelId where the table has it; NaN becomes null."""
     columns = {c: pa.array(values, from_pandas=True) for c, values in schema.bare(frame).items()}
-    if name in _INDEXED:
+    if name in PIXEL_TABLES:
         columns["pixelId"] = pa.array(pixel_id(frame["ra"].to_numpy(), frame["dec"].to_numpy()))
     return pa.table(columns)
 

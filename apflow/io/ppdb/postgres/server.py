@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from apflow.errors import BadRequest
 from apflow.io.ppdb.batch import Batch, prepare
 from apflow.io.ppdb.drp import conform_drp
-from apflow.io.ppdb.interface import Ppdb, StoreReport, Wanted
-from apflow.io.ppdb.postgres import ddl, outbox, reading, storing, turns
+from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
+from apflow.io.ppdb.postgres import ddl, operating, outbox, partitions, reading, storing, turns
 from apflow.io.ppdb.postgres.connect import display
 from apflow.io.ppdb.postgres.pool import READ, WRITE, Connection
 from apflow.io.ppdb.postgres.shared import Shared, shared
@@ -41,6 +42,8 @@ class PostgresPpdb(Ppdb):
     patience_s : `float`
         How long a server that cannot be reached is tried, seconds.
     """
+
+    versions = ddl.VERSIONS
 
     def __init__(self, url: str, create: bool = False, patience_s: float = PATIENCE_S) -> None:
         self._url = url
@@ -194,6 +197,26 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         rows = self._read(reading.table, name, where or {})
         return to_frame(rows, name) if name in APDB_TABLES else rows.to_pandas()
+
+    def select(self, sql: str) -> pa.Table:
+        """See `Ppdb`."""
+        return self._read(operating.select, sql)
+
+    def change(self, statements: Sequence[Statement]) -> None:
+        """See `Ppdb`."""
+        self._write(operating.change, statements)
+
+    def sizes(self) -> dict[str, int]:
+        """See `Ppdb`."""
+        return self._read(operating.sizes)
+
+    def partitions(self) -> list[partitions.Partition]:
+        """See `Ppdb`."""
+        return self._shared.pool.run(partitions.listing)
+
+    def makePartitions(self, mjd_from: float, mjd_to: float) -> list[str]:
+        """See `Ppdb`."""
+        return self._shared.pool.run(lambda con: partitions.ensure(con, mjd_from, mjd_to))
 
     def close(self) -> None:
         """See `Ppdb`; other handles of this process go on, with new connections."""

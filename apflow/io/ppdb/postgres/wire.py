@@ -8,6 +8,8 @@ column: to write a hundred columns at once would miss it at every value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -39,6 +41,18 @@ def _get8(data: Bytes, p: np.uint64) -> np.uint64:
 @njit(cache=True, nogil=True)
 def _get2(data: Bytes, p: np.uint64) -> np.uint32:
     return np.uint32(data[p]) << _8 | np.uint32(data[p + _1])
+
+
+@njit(cache=True, nogil=True)
+def _int4(data: Bytes, p: int) -> Any:
+    """A length, -1 for null: as int64, for numba turns what is now signed, now not, into a float."""
+    return np.int64(np.int32(_get4(data, _U(p))))
+
+
+@njit(cache=True, nogil=True)
+def _int2(data: Bytes, p: int) -> Any:
+    """A number of fields."""
+    return np.int64(_get2(data, _U(p)))
 
 
 @njit(cache=True, nogil=True)
@@ -158,7 +172,7 @@ def _find_fields(buffer: Bytes, p: int, packed: bool, width: Ints, fields: Ints)
             return r, p, -1, 0
         if p + (4 if packed else 2) > n_bytes:
             return r, p, n_columns, CUT_SHORT
-        count = int(_get4(buffer, _U(p))) if packed else int(_get2(buffer, _U(p)))
+        count = _int4(buffer, p) if packed else _int2(buffer, p)
         if count == 0xFFFF and not packed:
             return r, p, -1, 0
         if count != n_columns:
@@ -168,7 +182,7 @@ def _find_fields(buffer: Bytes, p: int, packed: bool, width: Ints, fields: Ints)
             p += 4 if packed else 0
             if p + 4 > n_bytes:
                 return r, p, n_columns, CUT_SHORT
-            length = int(np.int32(_get4(buffer, _U(p))))
+            length = _int4(buffer, p)
             p += 4
             if length < 0:
                 fields[c, r] = -1
@@ -209,7 +223,7 @@ def _take_places(buffer: Bytes, at: Ints, place: Ints) -> None:
     for i in range(len(at)):
         if at[i] >= 0:
             place[i, 0] = at[i]
-            place[i, 1] = at[i] + np.int64(_get4(buffer, _U(at[i] - 4)))
+            place[i, 1] = at[i] + _int4(buffer, at[i] - 4)
         else:
             place[i, 0] = place[i, 1] = 0
 

@@ -51,6 +51,11 @@ def value(url: str, query: str) -> Any:
         return row[0]
 
 
+def shared_memory() -> list[str]:
+    """Ids of the System V segments, which outlive processes."""
+    return [line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
+
+
 def test_each_database_is_new_and_durable(postgres: PostgresServer) -> None:
     first, second = postgres.database(), postgres.database()
     with psycopg.connect(first) as connection:
@@ -77,8 +82,11 @@ def test_a_killed_postgresql_keeps_what_was_committed(secured: PostgresServer) -
     lost = psycopg.connect(url)
     lost.execute("INSERT INTO night VALUES (2)")
     pid = secured.pid
+    segment = (secured.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
+    assert segment in shared_memory()
     secured.kill()
     assert not secured.running
+    assert segment not in shared_memory()
     with pytest.raises(psycopg.OperationalError):
         lost.execute("SELECT 1")
     lost.close()

@@ -131,13 +131,8 @@ class KafkaBroker(Server):
 
     def _format(self) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        options = [
-            "format",
-            "--standalone",
-            f"--cluster-id={cluster}",
-            "--config",
-            str(self.folder / "server.properties"),
-        ]
+        properties = str(self.folder / "server.properties")
+        options = ["format", "--standalone", f"--cluster-id={cluster}", "--config", properties]
         if self.sasl:
             password = self.password_file.read_text().strip()
             options += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={password}]"]

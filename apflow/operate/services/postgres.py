@@ -81,6 +81,16 @@ class PostgresServer(Server):
         """The password in libpq's format, for connections by TCP."""
         return self.folder / "passfile"
 
+    def kill(self) -> None:
+        """See `Server.kill`; the shared memory that the kernel would keep goes too."""
+        running, lock = self.running, self.folder / "data" / "postmaster.pid"
+        super().kill()
+        if running and lock.exists():
+            fields = dict(enumerate(lock.read_text().splitlines()))
+            if segment := fields.get(6, "").split():
+                subprocess.run(["ipcrm", "-m", segment[1]], capture_output=True)
+            lock.unlink()
+
     def database(self, name: str | None = None) -> str:
         """Make an empty database, of a name of its own unless one is given, and return its URL."""
         name = name or f"test_{uuid.uuid4().hex[:12]}"
@@ -110,8 +120,6 @@ class PostgresServer(Server):
 
     def _prepare(self) -> None:
         if (self.folder / "data").exists():
-            # Left by a kill, it may name a process that by now is another.
-            (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
             return
         user = self._user()
         if user:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apflow.io.butler import create_repository
+from apflow.io.ppdb import open_ppdb
+
+from .outbox import Night
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,19 @@ def pristine_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(pristine_repository: Path, tmp_path: Path) -> Path:
     """An empty repository for ComCam with cut-outs of 128 px."""
     return Path(shutil.copytree(pristine_repository, tmp_path / "repository"))
+
+
+@pytest.fixture(scope="session")
+def pristine_ppdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ppdb") / "pristine.duckdb"
+    open_ppdb(f"duckdb://{path}", create=True).close()
+    return path
+
+
+@pytest.fixture
+def night(pristine_ppdb: Path, tmp_path: Path) -> Iterator[Night]:
+    """An empty outbox."""
+    shutil.copy(pristine_ppdb, tmp_path / "ppdb.duckdb")
+    made = Night(tmp_path)
+    yield made
+    made.close()

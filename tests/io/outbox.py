@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from confluent_kafka import Consumer, Message
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from apflow.io.alerts.archive import Archive
 from apflow.io.ppdb import Ppdb, open_ppdb
@@ -30,6 +30,7 @@ class Night:
         self.archive = Archive(self.archive_url)
         self.ppdb: Ppdb = open_ppdb(self.ppdb_url, create=True)
         self.data: dict[int, bytes] = {}
+        self.objects: dict[int, int] = {}
         self._rng = np.random.default_rng(5)
 
     def add(self, k: int, detector: int, n: int, size: int | Sequence[int] = 300, age_s: float = 0.0) -> list[int]:
@@ -38,6 +39,7 @@ class Night:
         first = 1_000_000 * (k + 1) + 10_000 * detector
         packets = tuple(Packet(first + i, 77 * (first + i) % 1009, self._rng.bytes(s)) for i, s in enumerate(sizes))
         self.data |= {p.alert_id: p.datum for p in packets}
+        self.objects |= {p.alert_id: p.object_id for p in packets}
         rows = self.archive.append(packets, FIRST + k, detector, NIGHT)
         empty = [schema.empty(name) for name in ("DiaSource", "DiaObject", "DiaForcedSource")]
         result = DetectorResult(visit(k), detector, *empty, {}, packets, (), time.time() - age_s, 60785.3, NIGHT)
@@ -70,8 +72,6 @@ def read_topic(bootstrap: str, topic: str, committed: bool = True) -> list[Messa
         "log_level": 2,
     }
     consumer = Consumer(settings)
-    from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
-
     partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
     consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
     found, left, until = [], set(partitions), time.monotonic() + 30

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import psutil
 
-from apflow.errors import AfterWrite, DataError, ServiceError
+from apflow.errors import AfterWrite, ApflowError, DataError, ServiceError
 from apflow.io.alerts.archive import Archive
 from apflow.model.products import Claim, OutboxRow
 
@@ -99,7 +99,7 @@ class Sent:
 
     acknowledged: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
-    failure: ServiceError | None = None
+    failure: ApflowError | None = None
     uncertain: bool = False
 
 
@@ -173,6 +173,8 @@ def publish(
     ------
     ServiceError
         Alerts wait in the outbox, since the sink or the PPDB cannot be reached.
+    BadRequest
+        They wait, since the sink's settings cannot work.
     AfterWrite
         Some alerts can never be sent, or their bytes are not as they were
         written; all others were sent.

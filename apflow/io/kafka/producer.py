@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import secrets
@@ -14,7 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from apflow.config import Kafka
-from apflow.errors import ServiceError
+from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent, Sink, holder
 from apflow.io.alerts.schema import frame, registry_id
 from apflow.io.kafka.settings import client_settings, is_lasting, make, service_error
@@ -134,7 +135,7 @@ class KafkaSink(Sink):
         """See `Sink`; returns at once where the broker failed a moment ago."""
         try:
             producer = self._ready()
-        except ServiceError as error:
+        except ApflowError as error:
             return Sent(failure=error)
         sent, reports = self._produce(producer, batch, {}, alone=False)
         for row, value in reports.too_large:
@@ -157,8 +158,9 @@ class KafkaSink(Sink):
         """Let go of the broker; what is not acknowledged within a second waits in the outbox."""
         with self._lock:
             if self._producer is not None:
-                self._producer.flush(1.0)
-                self._producer.close()
+                with contextlib.suppress(KafkaException):  # of a transaction that cannot be aborted
+                    self._producer.flush(1.0)
+                    self._producer.close()
                 self._producer = None
 
     def _ready(self) -> Producer:
@@ -174,11 +176,7 @@ class KafkaSink(Sink):
                 raise self._down[1]
             if self._producer is None:
                 producer = make(Producer, self._settings() | {"error_cb": self._note}, self._kafka)
-                try:
-                    self._connect(producer)
-                except (ServiceError, KafkaException):
-                    producer.close()
-                    raise
+                self._connect(producer)
                 self._producer = producer
             return self._producer
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from apflow.errors import ServiceError
+from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent
 from apflow.io.kafka.producer import KafkaSink, producer_settings
 from apflow.io.kafka.settings import client_settings, make, service_error
@@ -54,7 +54,7 @@ class TransactionalSink(KafkaSink):
         with self._lock:
             try:
                 producer = self._ready()
-            except ServiceError as error:
+            except ApflowError as error:
                 return Sent(failure=error)
             if not claim.startswith(f"{self._identity}#"):
                 return Sent(failure=ServiceError(f"Kafka at {self._kafka.bootstrap}: this producer was replaced"))
@@ -69,10 +69,8 @@ class TransactionalSink(KafkaSink):
                 if alone:
                     refused |= {row.alert_id: self._too_large(row, len(value), "the broker") for row, value in large}
                 alone = True
-                if time.monotonic() > until:
-                    return Sent(refused=refused)  # the others can go with the next claim
                 try:
-                    producer = self._again()
+                    producer = self._again(producer, until)
                 except ServiceError as error:
                     return Sent(refused=refused, failure=error)
 
@@ -84,11 +82,7 @@ class TransactionalSink(KafkaSink):
                 self._drop()
         name = self._name(identity)
         try:
-            fence = make(Producer, self._settings(identity), self._kafka)
-            try:
-                fence.init_transactions(_COORDINATOR_S)
-            finally:
-                fence.close()
+            make(Producer, self._settings(identity), self._kafka).init_transactions(_COORDINATOR_S)
             marker = self._marker(name)
         except KafkaException as error:
             raise service_error(error.args[0], self._kafka, doing=f"settling {claim.name}") from None
@@ -163,9 +157,13 @@ class TransactionalSink(KafkaSink):
         self._drop()
         return Sent(failure=self._is_down(error), uncertain=uncertain)
 
-    def _again(self) -> Producer:
+    def _again(self, producer: Producer, until: float) -> Producer:
         """The same producer anew: librdkafka does not go on after messages that are missing."""
+        with contextlib.suppress(KafkaException):
+            producer.abort_transaction(_ABORT_S)
         self._discard()
+        if time.monotonic() > until:
+            raise service_error(KafkaError(KafkaError._TIMED_OUT), self._kafka, doing="sending alerts one by one")
         return self._ready()
 
 

@@ -39,8 +39,9 @@ def open_console() -> Console:
 def print_listing(alerts: pd.DataFrame, console: Console, limit: int) -> None:
     """A table of alerts as `apflow.operate.alert_list.list_alerts` gives them; at most `limit` of them."""
     shown = _columns(alerts.head(limit))
-    if console.width < _WIDE:
-        shown = {name: column for name, column in shown.items() if name not in ("object", "archive B")}
+    for name in ("archive B", "object", "observed UTC", "flux nJy"):  # ids are to be copied: they stay whole
+        if sum(2 + max(len(str(cell)) for cell in [key, *column]) for key, column in shown.items()) > console.width:
+            del shown[name]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="grey62")
     for name in shown:
         left = name in ("alert", "object", "band", "state")
@@ -80,7 +81,7 @@ def print_alert(alert: Mapping[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if console.is_terminal and console.color_system and not console.legacy_windows:
+    if console.is_terminal and console.color_system in ("256", "truecolor"):  # with fewer, greys are all one
         console.print(_stamps(alert, console.width))
         console.print(_drawn(light_curve(alert), min(_CURVE[0], console.width - 1)))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -122,7 +123,7 @@ def _drawn(curve: Curve, columns: int) -> Text:
     text = Text(f"{ylim[1]:,.0f} nJy    {'  '.join(curve.bands)}\n", "grey62")
     for row, shades in zip(bits.tolist(), colours.tolist(), strict=True):
         for bit, shade in zip(row, shades, strict=True):
-            text.append(chr(0x2800 + bit), shade or None)
+            text.append(chr(0x2800 + bit) if bit else " ", shade or None)
         text.append("\n")
     text.append(f"{ylim[0]:,.0f} nJy    {xlim[0]:.4g} to {xlim[1]:.4g} {unit} from this alert", "grey62")
     return text

@@ -159,7 +159,7 @@ def _draw_curve(pen: _Pen, curve: Curve, top: int) -> None:
         colour = BAND_COLOURS.get(band, OTHER_COLOUR)
         x, y = place(time, flux)
         pen.line(place(time, flux - sigma), place(time, flux + sigma), colour=colour, width=1.2)
-        pen.circle(x, y, 3.2, "#ffffff" if forced else colour, colour)
+        pen.circle(x, y, *((4.4, "#ffffff") if forced else (3.0, colour)), colour)
         if time == 0 and not forced:
             pen.circle(x, y, 7.5, None, _INK, 1.2)
     _draw_legend(pen, curve, left, top - 10)
@@ -189,8 +189,8 @@ def _draw_legend(pen: _Pen, curve: Curve, x: float, y: float) -> None:
         pen.circle(x + 4, y, 3.2, colour, colour)
         pen.text(x + 12, y, band, anchor="lm")
         x += 34
-    for words, fill in (("detected", _INK), ("forced", "#ffffff")):
-        pen.circle(x + 14, y, 3.2, fill, _INK)
+    for words, radius, fill in (("detected", 3.0, _INK), ("forced", 4.4, "#ffffff")):
+        pen.circle(x + 14, y, radius, fill, _INK)
         pen.text(x + 22, y, words, _PALE, anchor="lm")
         x += 84
     pen.circle(x + 14, y, 5.5, None, _INK, 1.2)

@@ -1,0 +1,1 @@
+"""Alerts read by software that others wrote."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,44 +28,45 @@ _FEW = 500
 _LAST = ("diaObjectId", "validityStartMjdTai", "ra", "dec")
 
 
-def _copy(con: Connection, name: str, query: sql.Composable, columns: Sequence[str]) -> pa.Table:
-    kinds = ddl.types(name)
-    return copy_out(con.cursor(), query, columns, [kinds[c] for c in columns])
-
-
 def _by_pixel(con: Connection, name: str, regions: Sequence[Region], columns: Sequence[str], key: str) -> pa.Table:
     """Rows about some regions, in the order of a key."""
+    kinds = ddl.types(name)
     query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
         columns_sql(columns), sql.Identifier(name), regions_condition(regions)
     )
-    return ordered(_copy(con, name, query, columns), key)
+    return ordered(copy_out(con.cursor(), query, columns, [kinds[c] for c in columns]), key)
 
 
-def _of_objects(
-    con: Connection, name: str, ids: I8, condition: str, bounds: Sequence[Any], also: NDArray[Any] | None = None
-) -> pa.Table:
-    """Rows of a table in months by diaObjectId, and by validityStartMjdTai where `also` gives it."""
-    names = list(described(name).names)
-    kinds = [ddl.types(name)[c] for c in names]
-    listed, table = columns_sql(names, "t"), sql.Identifier(name)
-    if also is None:
-        wanted, match = "unnest({}) AS w (id)", 't."diaObjectId" = w.id'
-    else:
-        wanted = "unnest({}, {}) AS w (id, start)"
-        match = 't."diaObjectId" = w.id AND t."validityStartMjdTai" = w.start'
-    text = f"SELECT {{}} FROM {wanted} JOIN {{}} t ON {match} WHERE {condition}"
-    if len(ids) <= _FEW:
-        arrays = [sql.SQL("%s::int8[]")] + ([] if also is None else [sql.SQL("%s::float8[]")])
-        values = [ids.tolist()] + ([] if also is None else [also.tolist()])
-        query = sql.SQL(text).format(listed, *arrays, table)
-        return fetch(con.cursor(), query, names, kinds, [*values, *bounds])
-    arrays = [ids_sql(ids)] + ([] if also is None else [_floats_sql(also)])
-    query = sql.SQL(text).format(listed, *arrays, table)
-    return copy_out(con.cursor(), query, names, kinds, list(bounds) or None)
+class _Asked(NamedTuple):
+    """A SELECT with ``{ids}`` and its columns; made once, since quoting a hundred names takes a millisecond."""
+
+    text: str
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
 
 
-def _floats_sql(values: NDArray[np.float64]) -> sql.SQL:
-    return sql.SQL("'{" + ",".join(map(repr, values.tolist())) + "}'::float8[]")
+@functools.cache
+def _asked(name: str, wanted: str, condition: str) -> _Asked:
+    names = described(name).names
+    query = sql.SQL("SELECT {} FROM {} JOIN {} t ON {}").format(
+        columns_sql(names, "t"), sql.SQL(wanted), sql.Identifier(name), sql.SQL(condition)
+    )
+    return _Asked(query.as_string(), names, tuple(ddl.types(name)[c] for c in names))
+
+
+def _rows(con: Connection, asked: _Asked, arrays: Sequence[NDArray[Any]], bounds: Sequence[float]) -> pa.Table:
+    """Rows of objects that are named in arrays."""
+    few = len(arrays[0]) <= _FEW
+    given = [sql.SQL("%s") if few else _array_sql(a) for a in arrays]
+    query = sql.SQL(asked.text).format(*given)
+    if few:
+        return fetch(con.cursor(), query, asked.names, asked.kinds, [*(a.tolist() for a in arrays), *bounds])
+    return copy_out(con.cursor(), query, asked.names, asked.kinds, list(bounds) or None)
+
+
+def _array_sql(values: NDArray[Any]) -> sql.SQL:
+    """Many values as a literal, where bind parameters cannot be had."""
+    return sql.SQL("'{" + ",".join(map(repr, values.tolist())) + "}'")
 
 
 def objects(con: Connection, region: Region) -> pa.Table:
@@ -81,8 +83,13 @@ def _current(con: Connection, regions: Sequence[Region]) -> tuple[pa.Table, list
 
 def _versions(con: Connection, last: pa.Table, which: I8) -> pa.Table:
     """The whole rows of current versions, by id."""
-    ids, start = (last.column(c).to_numpy()[which] for c in _LAST[:2])
-    return ordered(_of_objects(con, "DiaObject", ids, "true", (), start), "diaObjectId")
+    asked = _asked(
+        "DiaObject",
+        "unnest({}::int8[], {}::float8[]) AS w (id, start)",
+        't."diaObjectId" = w.id AND t."validityStartMjdTai" = w.start',
+    )
+    arrays = [last.column(c).to_numpy()[which] for c in _LAST[:2]]
+    return ordered(_rows(con, asked, arrays, ()), "diaObjectId")
 
 
 def history(
@@ -104,8 +111,12 @@ def history(
 
 
 def _since(con: Connection, name: str, ids: I8, since_mjd: float, until_mjd: float) -> pa.Table:
-    condition = 't."midpointMjdTai" BETWEEN %s AND %s AND t."timeWithdrawnMjdTai" IS NULL'
-    return _of_objects(con, name, ids, condition, (since_mjd, until_mjd))
+    asked = _asked(
+        name,
+        "unnest({}::int8[]) AS w (id)",
+        't."diaObjectId" = w.id AND t."midpointMjdTai" BETWEEN %s AND %s AND t."timeWithdrawnMjdTai" IS NULL',
+    )
+    return _rows(con, asked, [ids], (since_mjd, until_mjd))
 
 
 def rows_since(con: Connection, name: str, region: Region, ids: Sequence[int] | None, since_mjd: float) -> pa.Table:
@@ -115,15 +126,11 @@ def rows_since(con: Connection, name: str, region: Region, ids: Sequence[int] | 
         return ordered(rows, ROW_ID[name], "midpointMjdTai")
     names = described(name).names
     # Histories have no index of the sky: this reads whole months, and nothing asks for it in the night.
-    query = sql.SQL("SELECT {} FROM {} WHERE {} AND {} >= {} AND {} IS NULL").format(
-        columns_sql(names),
-        sql.Identifier(name),
-        regions_condition([region]),
-        sql.Identifier("midpointMjdTai"),
-        since_mjd,
-        sql.Identifier("timeWithdrawnMjdTai"),
+    query = sql.SQL('SELECT {} FROM {} WHERE {} AND "midpointMjdTai" >= {} AND "timeWithdrawnMjdTai" IS NULL').format(
+        columns_sql(names), sql.Identifier(name), regions_condition([region]), since_mjd
     )
-    rows = _copy(con, name, query, names)
+    kinds = ddl.types(name)
+    rows = copy_out(con.cursor(), query, names, [kinds[c] for c in names])
     keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
     return ordered(rows.filter(pa.array(keep)), ROW_ID[name], "midpointMjdTai")
 
@@ -146,7 +153,8 @@ def table(con: Connection, name: str, where: Mapping[str, Sequence[int]]) -> pa.
         _where(where),
         sql.SQL(", ").join(sql.SQL(str(i)) for i in order),
     )
-    return _copy(con, name, query, names)
+    kinds = ddl.types(name)
+    return copy_out(con.cursor(), query, names, [kinds[c] for c in names])
 
 
 def _where(where: Mapping[str, Sequence[int]]) -> sql.Composable:

@@ -49,24 +49,23 @@ _PARTITION = re.compile(r"_(\d{4}_\d{2}|rest)$")
 
 
 def _parse(url: str) -> dict[str, str]:
-    if not url.startswith(("postgresql://", "postgres://")):
-        raise BadRequest(
-            f"PPDB {url.partition(':')[0]}:...: accepted: postgresql://user@host:port/database?sslmode=..."
-        )
-    try:
-        return {k: str(v) for k, v in conninfo_to_dict(url).items() if v is not None}
-    except psycopg.ProgrammingError:
-        # libpq's message may quote the URL, and the URL may hold a password.
+    known = None
+    if url.startswith(("postgresql://", "postgres://")):
+        with contextlib.suppress(psycopg.ProgrammingError):
+            known = conninfo_to_dict(url)
+    if known is None:
+        # Raised here, not where libpq's message is at hand: it may quote a password.
         raise BadRequest(
             f"PPDB {_scrubbed(url)} is not a URL that libpq can read; "
             "accepted: postgresql://user@host:port/database?parameter=value with libpq's parameters"
-        ) from None
+        )
+    return {k: str(v) for k, v in known.items() if v is not None}
 
 
 def _scrubbed(url: str) -> str:
     """A URL that cannot be parsed, without what may be a secret: user information and parameters."""
-    rest = url.partition("://")[2].partition("?")[0]
-    return f"postgresql://{rest.rpartition('@')[2]}"
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if separator else "given"
 
 
 def display(url: str) -> str:
@@ -79,7 +78,7 @@ def display(url: str) -> str:
     hosts = known.pop("host", "").split(",")
     ports = known.pop("port", "").split(",")
     places = [
-        quote(host, safe=":[]") + (f":{port}" if port else "")
+        (f"[{host}]" if ":" in host else quote(host, safe="")) + (f":{port}" if port else "")
         for host, port in zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False)
     ]
     parameters = urlencode({k: v for k, v in known.items() if k not in _SECRETS}, safe="/")

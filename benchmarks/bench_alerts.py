@@ -231,8 +231,8 @@ _STAMPS = ("cutoutDifference", "cutoutScience", "cutoutTemplate")
 
 def cutouts() -> None:
     """One stamp."""
-    given = alerts(10, 1, np.random.default_rng(1))
-    peer = Peer(given, 10)
+    given = alerts(20, 1, np.random.default_rng(1))
+    peer = Peer(given, 20)
     stamps = [p for planes in given.planes.values() for p in planes]
     value = cpu_s(lambda: [cutout_fits(p) for p in stamps]) / len(stamps)
     theirs = cpu_s(lambda: [peer.stamp(p, peer.wcs[i]) for i, planes in given.planes.items() for p in planes])

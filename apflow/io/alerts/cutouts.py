@@ -86,7 +86,7 @@ def cutout_fits(cutout: Planes, unit: str = "nJy", cards: Mapping[str, float | i
     return b"".join(parts)
 
 
-@functools.lru_cache(maxsize=64)  # the three stamps of a source share their WCS
+@functools.lru_cache(maxsize=8)  # the three stamps of a source share their WCS
 def tangent(wcs: Wcs, x: float, y: float) -> Wcs:
     """The undistorted WCS that agrees with `wcs` at (x, y) to first order.
 
@@ -136,7 +136,7 @@ def _dot(a: _Vector, b: _Vector) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # and so their header
 def _primary(
     nx: int, ny: int, unit: str, numbers: tuple[float, ...] | None, cards: tuple[tuple[str, Any], ...]
 ) -> bytes:

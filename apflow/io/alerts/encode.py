@@ -7,6 +7,7 @@ object's history is encoded once for all its alerts, and a stamp copied once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,7 +188,7 @@ def join(record: Record, values: Mapping[str, Value], n: int) -> list[bytes]:
 def _columns(field: Field, value: Value | None, n: int, name: str) -> list[Sequence[bytes | memoryview]]:
     """What a field adds to each record, as columns of pieces."""
     if isinstance(value, np.ndarray) or (value is None and field.kind is not None):
-        batch = Batch(Record(name, (field,)), n)
+        batch = Batch(_alone(field, name), n)
         if value is not None:
             batch.put(field.name, value)
         return [Runs(encode(batch), np.arange(n), np.arange(1, n + 1)).pieces()]
@@ -211,6 +212,12 @@ def _columns(field: Field, value: Value | None, n: int, name: str) -> list[Seque
             heads.append(branch if count else _accepted(null, field, name))
     middle = [run.pieces() for run in runs]
     return [heads, *middle, tails] if tails else [heads, *middle]
+
+
+@functools.lru_cache(maxsize=256)
+def _alone(field: Field, name: str) -> Record:
+    """A record of one field; the same one each time, for the sake of its layout."""
+    return Record(name, (field,))
 
 
 def _accepted(null: bytes | None, field: Field, name: str) -> bytes:

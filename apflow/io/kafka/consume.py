@@ -133,9 +133,8 @@ class AlertConsumer:
             auto_offset_reset="earliest" if from_start else "latest",
             isolation_level="read_committed",
             queued_max_messages_kbytes=32 * 1024,
-            error_cb=self._note,
         )
-        self._consumer = make(Consumer, settings, kafka)
+        self._consumer = make(Consumer, settings | {"error_cb": self._note}, kafka)
         try:
             partitions = self._partitions()
             if group:

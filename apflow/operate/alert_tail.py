@@ -10,7 +10,7 @@ from apflow.config import Kafka
 from apflow.io.kafka.consume import AlertConsumer, Decoder, Received
 from apflow.operate.alert_facts import utc
 
-#: A topic that has been silent for so long has been read to its end.
+#: A topic whose end cannot be told otherwise has been read when it was silent for so long.
 _IDLE_S = 5.0
 
 
@@ -56,9 +56,9 @@ def tail_alerts(
 
 
 def read_topic(kafka: Kafka) -> Iterator[Received]:
-    """All messages of a topic, from the oldest to what is the newest when it falls silent."""
+    """All messages that a topic holds now."""
     with AlertConsumer(kafka) as consumer:
-        yield from consumer.until_idle(_IDLE_S)
+        yield from consumer.until_end(_IDLE_S)
 
 
 def line(received: Received, alert: Mapping[str, Any]) -> str:

@@ -184,6 +184,35 @@ class AlertConsumer:
                 yield received
                 last = time.monotonic()
 
+    def until_end(self, idle_s: float) -> Iterator[Received]:
+        """Messages that are there now, of a consumer without a group.
+
+        What ends a transaction takes an offset and is no message: where a
+        partition ends so, this waits until nothing has come for a time.
+        """
+        ends = self._ends()
+        last = time.monotonic()
+        while self._is_before(ends) and time.monotonic() - last < idle_s:
+            for received in self.receive(min(idle_s, 1.0)):
+                yield received
+                last = time.monotonic()
+
+    def _ends(self) -> list[TopicPartition]:
+        """Where the partitions that hold anything end."""
+        ends = []
+        for partition in self._consumer.assignment():
+            try:
+                low, high = self._consumer.get_watermark_offsets(partition, timeout=_ANSWER_S)
+            except KafkaException as error:
+                raise self._error(error.args[0]) from None
+            if high > low:
+                ends.append(TopicPartition(self.topic, partition.partition, high))
+        return ends
+
+    def _is_before(self, ends: list[TopicPartition]) -> bool:
+        reached = self._consumer.position([TopicPartition(self.topic, end.partition) for end in ends])
+        return any(at.offset < end.offset for at, end in zip(reached, ends, strict=True))
+
     def commit(self) -> None:
         """Keep, for the group, that everything that was received is done with."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from astropy.time import Time
 
@@ -21,7 +21,7 @@ def facts(alert: Mapping[str, Any]) -> dict[str, str]:
     source, known = alert["diaSource"], alert["diaObject"] or {}
     earlier, forced = (alert.get(name) or () for name in ("prvDiaSources", "prvDiaForcedSources"))
     found = {
-        "observed": utc(source["midpointMjdTai"]),
+        "observed": _utc(source["midpointMjdTai"]),
         "band": source["band"],
         "S/N": _number(source["snr"]),
         "difference": _flux(source["psfFlux"], source["psfFluxErr"]),
@@ -34,7 +34,7 @@ def facts(alert: Mapping[str, Any]) -> dict[str, str]:
         "shape": "dipole" if source["isDipole"] else "trail" if source["glint_trail"] else None,
         "sign": "negative" if source["isNegative"] else None,
         "flags": ", ".join(_flags(source)) or None,
-        "withdrawn": None if source["timeWithdrawnMjdTai"] is None else utc(source["timeWithdrawnMjdTai"]),
+        "withdrawn": _utc(source["timeWithdrawnMjdTai"]),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -51,18 +51,27 @@ def _flags(source: Mapping[str, Any]) -> list[str]:
     return [n for n in names if f"{n}Center" not in names]
 
 
+def _is_known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a number: unknown ones are null, or NaN as Rubin's production has them."""
+    return value is not None and math.isfinite(value)
+
+
+def _utc(mjd_tai: float | None) -> str | None:
+    return utc(mjd_tai) if _is_known(mjd_tai) else None
+
+
 def _number(value: float | None) -> str | None:
-    return None if value is None or not math.isfinite(value) else f"{value:.4g}"
+    return f"{value:.4g}" if _is_known(value) else None
 
 
 def _flux(value: float | None, error: float | None) -> str | None:
-    if value is None or not math.isfinite(value):
+    if not _is_known(value):
         return None
-    return f"{value:,.0f}" + ("" if error is None else f" ± {error:,.0f}") + " nJy"
+    return f"{value:,.0f}" + (f" ± {error:,.0f}" if _is_known(error) else "") + " nJy"
 
 
 def _ago(mjd_tai: float | None, now: float) -> str | None:
-    if mjd_tai is None or not math.isfinite(mjd_tai):
+    if not _is_known(mjd_tai):
         return None
     days = now - mjd_tai
     if days < 1e-6:

@@ -61,6 +61,8 @@ def read_stamp(data: bytes) -> Stamp:
         This is no FITS file, or it is cut off.
     """
     header, start = _header(data, 0)
+    if len(data) % _BLOCK:
+        raise DataError(f"a stamp of {len(data)} bytes is cut off: FITS files are made of blocks of 2,880")
     blocks = start // _BLOCK
     image, start = _plane(data, header, start)
     planes: dict[str, NDArray[Any]] = {}
@@ -88,7 +90,7 @@ def _header(data: bytes, start: int) -> tuple[dict[str, Any], int]:
 def _value(text: str) -> Any:
     text = text.strip()
     if text.startswith("'"):
-        return text[1 : text.index("'", 1) if "'" in text[1:] else None].rstrip()
+        return text[1:].replace("''", "\0").split("'")[0].replace("\0", "'").rstrip()
     text = text.split("/")[0].strip()
     if text in ("T", "F"):
         return text == "T"

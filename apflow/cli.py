@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, services
+from apflow.commands import alerts, ppdb, services
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -43,6 +43,7 @@ graph_app = typer.Typer(help="The graphs and their pictures.", no_args_is_help=T
 app.add_typer(graph_app, name="graph")
 app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(ppdb.app, name="ppdb")
 
 
 def _version(wanted: bool) -> None:

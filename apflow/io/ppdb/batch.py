@@ -92,7 +92,10 @@ def _check_owner(result: DetectorResult) -> None:
 def _merge(frames: Sequence[pd.DataFrame], name: str, results: Sequence[DetectorResult]) -> pd.DataFrame:
     dtypes = schema.table(name).dtypes
     # Frames of unlike types must not meet in concat, which would turn ids into floats.
-    ready = [f if tuple(f.dtypes.to_numpy()) == dtypes else _conform_one(f, name, r) for f, r in zip(frames, results, strict=True)]
+    ready = [
+        f if tuple(f.dtypes.to_numpy()) == dtypes else _conform_one(f, name, r)
+        for f, r in zip(frames, results, strict=True)
+    ]
     filled = [f for f in ready if len(f)]
     merged = pd.concat(filled, ignore_index=True) if filled else schema.empty(name)
     try:

@@ -256,7 +256,7 @@ class Engine:
         """See `Ppdb.change`."""
         with self._transaction() as con:
             for statement in statements:
-                execute(con, statement.sql, **statement.tables)
+                statement.check(execute(con, statement.sql, **statement.tables))
 
     def sizes(self) -> dict[str, int]:
         """See `Ppdb.sizes`: blocks of the file, some of which tables share."""

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from apflow.errors import BadRequest
+from apflow.errors import BadRequest, ServiceError
 from apflow.model.ledger import Outcome
 from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
@@ -70,10 +70,22 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """A statement of `Ppdb.change`, and the tables that it reads by name."""
+    """A statement of `Ppdb.change`, the tables that it reads by name, and how many rows it must change."""
 
     sql: str
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    rows: int | None = None
+
+    def check(self, n: int) -> None:
+        """Refuse what changed `n` rows where it must change another number.
+
+        Raises
+        ------
+        ServiceError
+            The rows are not as they were when the statement was made.
+        """
+        if self.rows is not None and n != self.rows:
+            raise ServiceError("PPDB: it was changed by others meanwhile; nothing was written: start again")
 
 
 class Ppdb(ABC):

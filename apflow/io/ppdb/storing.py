@@ -42,10 +42,10 @@ def query(con: Any, sql: str, **tables: pa.Table) -> pa.Table:
         return con.sql(sql).to_arrow_table()
 
 
-def execute(con: Any, sql: str, **tables: pa.Table) -> None:
-    """Run a statement that may read Arrow tables by name."""
+def execute(con: Any, sql: str, **tables: pa.Table) -> int:
+    """Run a statement that may read Arrow tables by name; gives the number of rows it changed."""
     with _registered(con, tables):
-        con.execute(sql)
+        return int(con.execute(sql).fetchall()[0][0])
 
 
 def conditions(where: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, pa.Table]]:

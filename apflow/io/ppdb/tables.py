@@ -78,7 +78,7 @@ def create_statements(names: Iterable[str] = (*APDB_TABLES, *OWN_TABLES)) -> lis
     statements = []
     for name in sorted(names, key=lambda n: n != "column_info"):
         table = described(name)
-        columns = [_column_sql(c) for c in stored_columns(name)]
+        columns = [column_sql(c) for c in stored_columns(name)]
         key = ", ".join(f'"{c}"' for c in key_of(name))
         statements.append(f'CREATE TABLE "{name}" ({", ".join(columns)}, PRIMARY KEY ({key}))')
         statements.append(f'COMMENT ON TABLE "{name}" IS {_literal(table.description)}')
@@ -86,7 +86,8 @@ def create_statements(names: Iterable[str] = (*APDB_TABLES, *OWN_TABLES)) -> lis
     return statements
 
 
-def _column_sql(column: Column) -> str:
+def column_sql(column: Column) -> str:
+    """A column, for CREATE TABLE."""
     default = " DEFAULT 0" if column.name in ("n_sources", "n_alerts") else ""
     return f'"{column.name}" {_TYPES.get(column.datatype, "VARCHAR")}{"" if column.nullable else " NOT NULL"}{default}'
 

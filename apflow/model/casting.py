@@ -80,7 +80,7 @@ def _integers(series: pd.Series, column: Column, dtype: Any, what: str) -> Any:
         filled = np.where(null, 0.0, values)
         bad = (filled != np.round(filled)) | (np.abs(filled) > 2.0**53)
         if bad.any():
-            raise DataError(f"{what} is {filled[bad][0]!r}; accepted: whole numbers, as integers beyond 2**53")
+            raise DataError(f"{what} is {float(filled[bad][0])!r}; accepted: whole numbers, as integers beyond 2**53")
         whole = filled.astype(np.int64)
     else:
         whole = source.to_numpy(np.int64, na_value=0)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from apflow.io.butler import create_repository
-from apflow.io.ppdb import open_ppdb
+from apflow.io.ppdb import Ppdb, open_ppdb
+from tests.io.ppdb_backends import Backend, DuckDb, Postgres
 
 from .outbox import Night
 
@@ -41,3 +42,18 @@ def night(pristine_ppdb: Path, tmp_path: Path) -> Iterator[Night]:
     made = Night(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Where an empty PPDB is to be: what is asked of a PPDB is asked of each kind."""
+    if request.param == "duckdb":
+        return DuckDb(tmp_path)
+    return Postgres(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def ppdb(backend: Backend) -> Iterator[Ppdb]:
+    """An empty PPDB."""
+    with open_ppdb(backend.url, create=True) as opened:
+        yield opened

@@ -13,8 +13,10 @@ import pandas as pd
 from apflow.catalogs.associate import associate
 from apflow.catalogs.forced import forced_rows
 from apflow.io.ppdb import Ppdb, StoreReport, open_ppdb
+from apflow.io.ppdb.interface import Wanted
 from apflow.model import schema
 from apflow.model.ids import source_id
+from apflow.model.ledger import Outcome, State
 from apflow.model.products import DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.sky import deproject
@@ -76,15 +78,14 @@ def sources(k: int, detector: int, position: tuple[np.ndarray, np.ndarray] | Non
     return schema.conform(pd.DataFrame(given), "DiaSource")
 
 
-def read(ppdb: Ppdb, k: int, region: Region) -> History:
-    """The history of a region."""
-    known = ppdb.getDiaObjects(region, 20.0)
-    ids = known["diaObjectId"].tolist()
-    arguments = (region, ids, mjd(k))
-    return History(known, ppdb.getDiaSources(*arguments), ppdb.getDiaForcedSources(*arguments))
+def read(ppdb: Ppdb, k: int, region: Region, new: pd.DataFrame) -> History:
+    """What the association of new sources reads."""
+    wanted = Wanted(region, new["ra"].to_numpy(), new["dec"].to_numpy(), mjd(k))
+    (history,) = ppdb.getHistory([wanted], margin_arcsec=20.0, radius_arcsec=1.0)
+    return history
 
 
-def result(new: pd.DataFrame, k: int, detector: int, history: History, region: Region) -> DetectorResult:
+def result(new: pd.DataFrame, k: int, detector: int, history: History) -> DetectorResult:
     """Associate and force: all of a detector that is stored."""
     out = associate(new, history, radius_arcsec=1.0, position_floor_arcsec=0.05, max_new_objects=1000)
     flux = np.ones(len(out.objects))
@@ -100,13 +101,14 @@ def result(new: pd.DataFrame, k: int, detector: int, history: History, region: R
         midpoint_mjd_tai=mjd(k),
     )
     tables = (out.sources, out.objects, forced)
-    return DetectorResult(visit(k), detector, *tables, out.guard, (), (), 1.0, mjd(k), 20250420)
+    more = (1.0, mjd(k), 20250420)
+    return DetectorResult(visit(k), detector, *tables, out.guard, (), (), *more, matches=out.matches)
 
 
 def process(ppdb: Ppdb, k: int, detector: int) -> DetectorResult:
     """Read, associate and force one detector of `regions`."""
-    region = regions(detector + 1)[detector]
-    return result(sources(k, detector), k, detector, read(ppdb, k, region), region)
+    region, new = regions(detector + 1)[detector], sources(k, detector)
+    return result(new, k, detector, read(ppdb, k, region, new))
 
 
 def alerts(results: Sequence[DetectorResult]) -> list[OutboxRow]:
@@ -141,8 +143,25 @@ def check(ppdb: Ppdb) -> None:
     assert objects["diaObjectId"].value_counts().to_dict() == per_object
 
 
+def finish(ppdb: Ppdb, k: int, wait: bool = True) -> int:
+    """All detectors of a visit as the graph does them, by any number of attempts; gives the races it lost."""
+    ppdb.openVisit(visit(k), regions(), time.time() + 60.0)
+    left, lost = list(regions()), 0
+    while left:
+        if wait:
+            assert all([ppdb.awaitTurn(FIRST + k, d, 60.0) for d in left])
+        results = [process(ppdb, k, d) for d in left]
+        print("store", k, flush=True)
+        report = store(ppdb, results)
+        print("stored", k, len(report.stored), flush=True)
+        left = [d for _, d in report.lost_race]
+        lost += len(left)
+    ppdb.settle([Outcome("LSSTCam", FIRST + k, d, State.DONE) for d in regions()])
+    return lost
+
+
 def main() -> None:
-    """``serve URL``: own it until killed. ``visits URL FIRST N``: process and store, told line by line."""
+    """``serve URL``: own it until killed. ``visits`` or ``turns URL FIRST N``: visits, told line by line."""
     what, url = sys.argv[1:3]
     with open_ppdb(url, create=True) as ppdb:
         print("open", os.getpid(), flush=True)
@@ -150,10 +169,7 @@ def main() -> None:
             time.sleep(60)
         first, n = int(sys.argv[3]), int(sys.argv[4])
         for k in range(first, first + n):
-            ppdb.openVisit(visit(k), regions(), time.time() + 30.0)
-            results = [process(ppdb, k, d) for d in regions()]
-            print("store", k, flush=True)
-            print("stored", k, len(store(ppdb, results).stored), flush=True)
+            finish(ppdb, k, wait=what == "turns")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ def open_ppdb(url: str, create: bool = False) -> Ppdb:
 
         return PostgresPpdb(url, create)
     if not separator or scheme != "duckdb" or not path.startswith("/"):
+        # Of what is no path, only the scheme: the rest may hold a password.
+        shown = url if scheme in ("duckdb", url) else f"{scheme}://..."
         raise BadRequest(
-            f"PPDB {scheme if separator else url!r}: accepted: duckdb:///absolute/path, "
-            "postgresql://user@host:port/database"
+            f"PPDB {shown!r} is not accepted; accepted: duckdb:///absolute/path, postgresql://user@host:port/database"
         )
     from apflow.io.ppdb.embedded import EmbeddedPpdb
 

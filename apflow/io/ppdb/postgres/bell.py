@@ -75,6 +75,7 @@ class Bell:
         self._pool = pool
         self._ears: list[Ear] = []
         self._thread: threading.Thread | None = None
+        self._silent = False
         self.changed = threading.Condition()
         self.listening = False
 
@@ -93,6 +94,13 @@ class Bell:
             with self.changed:
                 self._ears.remove(ear)
 
+    def close(self) -> None:
+        """At the end of the process: let go of the connection."""
+        self._silent = True
+        thread = self._thread
+        if thread is not None:
+            thread.join(2.0 * _GLANCE_S)
+
     def _run(self) -> None:
         while True:
             # A lost server is no matter of the listener's: the waiting threads ask it themselves, and say so.
@@ -100,7 +108,7 @@ class Bell:
                 self._listen(connection)
             with self.changed:
                 self.listening = False
-                if not self._ears:
+                if self._silent or not self._ears:
                     self._thread = None
                     return
                 self.changed.wait(_GLANCE_S)
@@ -112,7 +120,7 @@ class Bell:
         with self.changed:
             self.listening = True
         self._tell(None)
-        while self._ears:
+        while self._ears and not self._silent:
             for notification in connection.notifies(timeout=_GLANCE_S):
                 self._tell(json.loads(notification.payload))
                 if not self._ears:

@@ -36,6 +36,7 @@ class Pool:
         self.patience_s = patience_s
         self._slots = threading.BoundedSemaphore(_MOST)
         self._idle: list[Connection] = []
+        self._closings = 0
 
     def run[T](self, function: Callable[[Connection], T]) -> T:
         """Call an idempotent function with a connection, again with another while the server cannot be reached.
@@ -67,16 +68,20 @@ class Pool:
     def connection(self) -> Iterator[Connection]:
         """A connection in autocommit mode; what was left open when the block fails is rolled back."""
         with self._slots, errors():
-            connection = self._take()
+            closings, connection = self._closings, self._take()
             try:
                 yield connection
             except (ApflowError, psycopg.Error):
-                self._recover(connection)
+                with contextlib.suppress(psycopg.Error):
+                    connection.rollback()
+                if connection.closed:
+                    self.close()  # the others have met the same end
+                self._give_back(connection, closings)
                 raise
             except BaseException:
                 connection.close()  # in the midst of whatever it was
                 raise
-            self._give_back(connection)
+            self._give_back(connection, closings)
 
     def _take(self) -> Connection:
         while self._idle:
@@ -86,22 +91,15 @@ class Pool:
                     return connection
         return connect(self.url, autocommit=True)
 
-    def _recover(self, connection: Connection) -> None:
-        with contextlib.suppress(psycopg.Error):
-            connection.rollback()
-        if connection.closed:
-            self.close()  # the others have met the same end
-        else:
-            self._give_back(connection)
-
-    def _give_back(self, connection: Connection) -> None:
-        if len(self._idle) < _IDLE:
+    def _give_back(self, connection: Connection, closings: int) -> None:
+        if closings == self._closings and len(self._idle) < _IDLE:
             self._idle.append(connection)
         else:
             connection.close()
 
     def close(self) -> None:
-        """Close the connections that nobody uses; others are opened on demand."""
+        """Close all connections, those in use when they are given back; others are opened on demand."""
+        self._closings += 1
         while self._idle:
             with contextlib.suppress(IndexError):
                 self._idle.pop().close()

@@ -221,7 +221,9 @@ class PostgresPpdb(Ppdb):
     def close(self) -> None:
         """See `Ppdb`; other handles of this process go on, with new connections."""
         if not self._closed:
-            self._shared.pool.close()
+            mine = self._shared
+            mine.checked = False
+            mine.pool.close()
             self._closed = True
 
 

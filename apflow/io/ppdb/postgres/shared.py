@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -52,6 +53,13 @@ def shared(url: str, patience_s: float) -> Shared:
         return _shared.setdefault((url, patience_s), Shared(url, patience_s))
 
 
+def _close() -> None:
+    """At the end of the process."""
+    for one in _shared.values():
+        one.bell.close()
+        one.pool.close()
+
+
 def _forget() -> None:
     """In a forked child, which must not speak on its parent's connections."""
     global _lock
@@ -59,4 +67,5 @@ def _forget() -> None:
     _shared.clear()
 
 
+atexit.register(_close)
 os.register_at_fork(after_in_child=_forget)

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 
-from apflow.errors import ApflowError
+from apflow.errors import ApflowError, ServiceError
 from apflow.io.ppdb.postgres import partitions
 from apflow.io.ppdb.postgres.bell import Bell
 from apflow.io.ppdb.postgres.pool import Pool
@@ -29,8 +29,9 @@ class Shared:
     def make_months(self, mjd_from: float, mjd_to: float) -> None:
         """See that rows of some time, and those of the month after, have partitions.
 
-        Where this user may not make them, or somebody holds what it takes,
-        rows go to the partition of the rest, and nothing is lost.
+        Where this user may not make them, rows go to the partition of the rest,
+        and nothing is lost; so it is where somebody holds what it takes, until
+        the next batch.
         """
         days = {int(mjd) // 10 for mjd in (mjd_from, mjd_to + _AHEAD_D)}
         if days <= self._months:
@@ -38,9 +39,13 @@ class Shared:
         try:
             with self.pool.connection() as connection:
                 partitions.ensure(connection, mjd_from, mjd_to + _AHEAD_D)
+        except ServiceError as error:
+            _log.warning("no partitions made ahead: %s", error)
         except ApflowError as error:
             _log.warning("no partitions made ahead: %s; apflow ppdb partitions makes them", error)
-        self._months |= days
+            self._months |= days
+        else:
+            self._months |= days
 
 
 _lock = threading.Lock()

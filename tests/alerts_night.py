@@ -12,7 +12,7 @@ from apflow.config import Config, to_toml
 from apflow.io.alerts.archive import Archive
 from apflow.io.alerts.packets import build_packets
 from apflow.io.ppdb import Ppdb, open_ppdb
-from apflow.operate.detector import repository_config
+from apflow.operate.repository import repository_config
 from tests.io import ppdb_night as night
 from tests.readers.alerts import cutouts
 
@@ -23,10 +23,10 @@ DETECTORS = (0, 1)
 EACH = 10
 
 
-def make_repository(folder: Path) -> Config:
+def make_repository(folder: Path, ppdb_url: str = "") -> Config:
     """All alerts but those of the last detector-visit are published; those of the first visit late."""
     folder.mkdir(parents=True)
-    (folder / "apflow.toml").write_text(to_toml(Config(camera="lsstcam")))
+    (folder / "apflow.toml").write_text(to_toml(Config(camera="lsstcam", ppdb=ppdb_url)))
     config = repository_config(str(folder))
     with open_ppdb(config.ppdb_url, create=True) as ppdb, Archive(config.alerts_url) as archive:
         for k in range(len(VISITS)):

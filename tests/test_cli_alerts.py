@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -20,13 +21,13 @@ from confluent_kafka import Producer
 from PIL import Image
 
 from apflow.cli import main
-from apflow.config import Kafka
+from apflow.config import Kafka, to_toml
 from apflow.io.alerts.archive import open_archive
 from apflow.io.alerts.publish import publish
 from apflow.io.kafka.sinks import open_sink
 from apflow.io.ppdb import open_ppdb
-from apflow.operate.detector import repository_config
-from apflow.operate.services import KafkaBroker
+from apflow.operate.repository import repository_config
+from apflow.operate.services import KafkaBroker, PostgresServer
 from tests.alerts_night import EACH, NIGHT, VISITS, make_repository
 from tests.operate.command import APFLOW
 
@@ -133,6 +134,27 @@ def test_verify_finds_a_sound_archive_sound(night: Path, run: Run):
     counts = {words[0]: words[1:3] for line in out.splitlines()[1:8] if (words := line.split())}
     checks = ("framing", "schema", "ids", "stamps", "history", "values", "once")
     assert counts == {name: ["40", "0"] for name in checks}
+
+
+def test_a_repository_on_postgresql(tmp_path: Path, run: Run, postgres: PostgresServer):
+    make_repository(tmp_path / "repository", postgres.database())
+    found = listed(run, tmp_path / "repository", "--visit", VISITS[1], "--detector", 0)
+    assert len(found) == EACH and {a["state"] for a in found} == {"sent"}
+    assert run("withdraw", tmp_path / "repository", found[0]["alert_id"], "--yes")[:2] == (
+        0,
+        "1 DiaSources withdrawn\n",
+    )
+    assert listed(run, tmp_path / "repository", "--id", found[0]["alert_id"])[0]["state"] == "withdrawn"
+    code, out, _ = run("verify", tmp_path / "repository")
+    assert code == 0, out
+
+
+def test_alerts_of_an_earlier_schema_are_read_by_their_own(own: Path, run: Run):
+    config = repository_config(str(own))
+    settings = dataclasses.replace(config.packets, schema_version="11.0")
+    (own / "apflow.toml").write_text(to_toml(dataclasses.replace(config, packets=settings)))
+    assert run("verify", own)[0] == 0
+    assert run("show", own, an_id(run, own))[0] == 0
 
 
 def test_verify_finds_a_changed_byte(own: Path, run: Run):

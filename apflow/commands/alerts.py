@@ -42,7 +42,7 @@ _Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of alerts.
 @contextmanager
 def _repository(butler: str, ppdb: str = "", alerts: str = "") -> Iterator[tuple[Config, Ppdb]]:
     from apflow.io.ppdb import open_ppdb
-    from apflow.operate.detector import repository_config
+    from apflow.operate.repository import repository_config
 
     config = repository_config(butler, ppdb, alerts)
     with open_ppdb(config.ppdb_url) as database:
@@ -144,15 +144,15 @@ def show(
 
     Example: apflow alerts show 168691472163405825 --butler replay/butler --png alert.png
     """
-    from apflow.io.alerts.schema import load_schema
+    from apflow.operate.alert_checks import decode
     from apflow.operate.alert_console import open_console, print_alert
     from apflow.operate.alert_list import Which, read_alerts
     from apflow.operate.alert_picture import write_picture
 
     with _repository(butler, ppdb, alerts) as (config, database):
         found = _some(database, config, Which(alert_ids=(alert_id,)))
-    (datum,) = read_alerts(config, found)
-    alert = load_schema(config.packets.schema_version).decode(datum)
+    ((datum, definition),) = read_alerts(config, found)
+    alert = decode(datum, definition)
     if png is not None:
         write_picture(png, alert)
     if as_json:
@@ -184,7 +184,7 @@ def tail(
     Example: apflow alerts tail --butler replay/butler --from-start --min-snr 20 --idle 5
     """
     from apflow.operate.alert_tail import Filter, line, tail_alerts
-    from apflow.operate.detector import repository_config
+    from apflow.operate.repository import repository_config
 
     kafka = _kafka(repository_config(butler).kafka, broker, topic)
     wanted = Filter(visit, detector, object_id, band, min_snr)

@@ -11,7 +11,6 @@ import fastavro
 import numpy as np
 
 from apflow.errors import DataError
-from apflow.io.alerts.schema import AlertSchema
 from apflow.operate.alert_stamps import STAMPS, Stamp, read_stamp
 
 #: What is checked, in the order of the table.
@@ -57,8 +56,8 @@ class Report:
         self.problems[name] += problems
 
 
-def decode(datum: bytes, schema: AlertSchema) -> dict[str, Any]:
-    """The record of a datum that holds nothing else.
+def decode(datum: bytes, definition: Any) -> dict[str, Any]:
+    """The record of a datum that holds nothing else, by the schema that it was written with.
 
     Raises
     ------
@@ -67,7 +66,7 @@ def decode(datum: bytes, schema: AlertSchema) -> dict[str, Any]:
     """
     file = io.BytesIO(datum)
     try:
-        record: Any = fastavro.schemaless_reader(file, schema.definition, None)
+        record: Any = fastavro.schemaless_reader(file, definition, None)
     except (ValueError, EOFError, IndexError, KeyError, UnicodeDecodeError, StopIteration) as error:
         raise DataError(f"{type(error).__name__} {error}".strip()) from error
     if file.tell() != len(datum):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from apflow.config import Config
 from apflow.errors import BadRequest
-from apflow.io.alerts.container import block, header
-from apflow.io.alerts.schema import load_schema
+from apflow.io.alerts.container import block, header_of
 from apflow.io.atomic import atomic
 from apflow.io.ppdb import Ppdb
 from apflow.io.tables import write_table
+from apflow.operate.alert_checks import decode
 from apflow.operate.alert_list import read_alerts
 from apflow.operate.alert_stamps import STAMPS
 
@@ -59,11 +60,11 @@ def export_alerts(out: Path, alerts: pd.DataFrame, kinds: tuple[str, ...], ppdb:
     if "avro" in kinds or "fits" in kinds:
         for start in range(0, len(alerts), _CHUNK):
             part = alerts.iloc[start : start + _CHUNK]
-            for alert_id, datum in zip(part["alert_id"], read_alerts(config, part), strict=True):
+            for alert_id, (datum, definition) in zip(part["alert_id"], read_alerts(config, part), strict=True):
                 if "avro" in kinds:
-                    counts["avro"] += _write_avro(out / f"{alert_id}.avro", datum, config)
+                    counts["avro"] += _write_avro(out / f"{alert_id}.avro", datum, definition)
                 if "fits" in kinds:
-                    counts["fits"] += _write_stamps(out, int(alert_id), datum, config)
+                    counts["fits"] += _write_stamps(out, int(alert_id), datum, definition)
     told = [f"{n} {kind} files" for kind, n in counts.items() if kind in kinds]
     if "parquet" in kinds:
         sources = ppdb.table("DiaSource", {"diaSourceId": alerts["alert_id"].to_list()})
@@ -72,15 +73,15 @@ def export_alerts(out: Path, alerts: pd.DataFrame, kinds: tuple[str, ...], ppdb:
     return told
 
 
-def _write_avro(path: Path, datum: bytes, config: Config) -> int:
-    head, sync = header(load_schema(config.packets.schema_version))
+def _write_avro(path: Path, datum: bytes, definition: Any) -> int:
+    head, sync = header_of(definition)
     with atomic(path) as file:
         file.write(b"".join(itertools.chain([head], block(datum, sync))))
     return 1
 
 
-def _write_stamps(out: Path, alert_id: int, datum: bytes, config: Config) -> int:
-    alert = load_schema(config.packets.schema_version).decode(datum)
+def _write_stamps(out: Path, alert_id: int, datum: bytes, definition: Any) -> int:
+    alert = decode(datum, definition)
     found = {name: alert[column] for name, column in STAMPS.items() if alert[column] is not None}
     for name, data in found.items():
         with atomic(out / f"{alert_id}_{name}.fits") as file:

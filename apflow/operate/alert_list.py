@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,15 +104,17 @@ def outbox_rows(alerts: pd.DataFrame) -> list[OutboxRow]:
     ]
 
 
-def read_alerts(config: Config, alerts: pd.DataFrame) -> list[bytes]:
-    """Data of listed alerts, unframed, from the archive.
+def read_alerts(config: Config, alerts: pd.DataFrame) -> list[tuple[bytes, Any]]:
+    """Data of listed alerts, unframed, from the archive, each with the schema that it was written with.
 
     Raises
     ------
     DataError
         A file is missing or damaged.
     """
-    return open_archive(config.alerts_url, config.packets.schema_version).read_many(outbox_rows(alerts))
+    rows = outbox_rows(alerts)
+    archive = open_archive(config.alerts_url, config.packets.schema_version)
+    return [(datum, archive.definition(row)) for datum, row in zip(archive.read_many(rows), rows, strict=True)]
 
 
 def _with_source(alerts: pd.DataFrame, ppdb: Ppdb) -> pd.DataFrame:

@@ -13,7 +13,6 @@ import pandas as pd
 from apflow.config import Config
 from apflow.errors import DataError
 from apflow.io.alerts.archive import find, nights, open_archive
-from apflow.io.alerts.schema import load_schema
 from apflow.io.kafka.consume import Decoder, Received
 from apflow.io.ppdb import Ppdb
 from apflow.model import schema as apdb
@@ -100,7 +99,6 @@ def _decode_message(report: Report, decoder: Decoder, received: Received) -> dic
 def _check_rows(report: Report, config: Config, rows: Sequence[OutboxRow]) -> list[dict[str, Any]]:
     """Check alerts of the archive; gives their DiaSources."""
     archive = open_archive(config.alerts_url, config.packets.schema_version)
-    schema = load_schema(config.packets.schema_version)
     sources = []
     for row in rows:
         try:
@@ -110,7 +108,7 @@ def _check_rows(report: Report, config: Config, rows: Sequence[OutboxRow]) -> li
             continue
         report.add("framing", [])
         try:
-            alert = decode(datum, schema)
+            alert = decode(datum, archive.definition(row))
         except DataError as error:
             report.add("schema", [f"alert {row.alert_id}: {error}"])
             continue

@@ -40,7 +40,7 @@ def problems(alert, alert_id=NEW_IDS[0], object_id=7, days=365.0) -> dict[str, l
 
 def test_every_kind_of_sound_alert_passes(packets):
     for packet in packets:
-        record = decode(packet.datum, SCHEMA)
+        record = decode(packet.datum, SCHEMA.definition)
         found = problems(record, packet.alert_id, packet.object_id)
         missing = [f"alert {packet.alert_id}: no {name} stamp" for name in STAMPS]
         assert found == ({"stamps": missing} if record["cutoutScience"] is None else {})
@@ -103,10 +103,10 @@ def test_an_alert_must_be_the_one_that_was_asked_for(alert):
 
 def test_a_datum_must_be_whole_and_nothing_more(packets):
     datum = packets[0].datum
-    assert decode(datum, SCHEMA)["diaSourceId"] == NEW_IDS[0]
+    assert decode(datum, SCHEMA.definition)["diaSourceId"] == NEW_IDS[0]
     for wrong in (datum[:-1], datum[: len(datum) // 2], datum + b"\0", b""):
         with pytest.raises(DataError):
-            decode(wrong, SCHEMA)
+            decode(wrong, SCHEMA.definition)
 
 
 def test_a_report_is_fine_until_something_is_not():

@@ -23,6 +23,7 @@ import numpy as np
 
 from apflow.errors import BadRequest, DataError, ServiceError
 from apflow.io.alerts import container
+from apflow.io.alerts.container import Head
 from apflow.io.alerts.index import read_index
 from apflow.io.alerts.night import NightFile
 from apflow.io.alerts.schema import load_schema
@@ -53,7 +54,7 @@ class Archive:
         self.url = url
         self._schema = load_schema(schema_version)
         self._nights: dict[int, NightFile] = {}
-        self._codecs: dict[str, str] = {}
+        self._heads: dict[str, Head] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._nights)  # nobody closes the archive that a process shares
 
@@ -124,7 +125,7 @@ class Archive:
         for name in dict.fromkeys(r.file for r in rows):
             try:
                 with open(self.root / name, "rb") as file:
-                    codec = self._codec(file, name)
+                    codec = self._head(file, name).codec
                     for i, row in enumerate(rows):
                         if row.file == name:
                             data[i] = _read(file, row, codec)
@@ -132,13 +133,21 @@ class Archive:
                 raise DataError(f"alert archive {self.url}: {name}: {error.strerror}") from error
         return data
 
-    def _codec(self, file: BinaryIO, name: str) -> str:
-        if name not in self._codecs:
+    def definition(self, row: OutboxRow) -> Any:
+        """The schema that a row's file was written with; see `read` for errors."""
+        try:
+            with open(self.root / row.file, "rb") as file:
+                return self._head(file, row.file).schema
+        except OSError as error:
+            raise DataError(f"alert archive {self.url}: {row.file}: {error.strerror}") from error
+
+    def _head(self, file: BinaryIO, name: str) -> Head:
+        if name not in self._heads:
             head = container.read_header(file, name)
             if head is None:
                 raise DataError(f"alert archive {self.url}: {name} is cut off within its header")
-            self._codecs[name] = head.codec
-        return self._codecs[name]
+            self._heads[name] = head
+        return self._heads[name]
 
     def _night(self, day_obs: int) -> NightFile:
         if day_obs not in self._nights:

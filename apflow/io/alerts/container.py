@@ -50,9 +50,14 @@ class Head:
 
 def header(schema: AlertSchema, codec: str = "null") -> tuple[bytes, bytes]:
     """A container's header with a fresh sync marker, and the marker."""
+    return header_of(schema.definition, codec)
+
+
+def header_of(definition: Any, codec: str = "null") -> tuple[bytes, bytes]:
+    """As `header`, for any schema."""
     sync = os.urandom(SYNC)
     buffer = io.BytesIO()
-    fastavro.writer(buffer, schema.definition, [], codec=codec, sync_marker=sync)
+    fastavro.writer(buffer, definition, [], codec=codec, sync_marker=sync)
     return buffer.getvalue(), sync
 
 

@@ -193,7 +193,7 @@ class AlertConsumer:
         ends = self._ends()
         last = time.monotonic()
         while self._is_before(ends) and time.monotonic() - last < idle_s:
-            for received in self.receive(min(idle_s, 1.0)):
+            for received in self.receive(min(idle_s, 0.2)):
                 yield received
                 last = time.monotonic()
 

@@ -55,8 +55,14 @@ def _version(wanted: bool) -> None:
 _Version = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
 _Camera = typer.Option("--camera", help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
 _Filter = typer.Option("--filter", help="Physical filter or band.")
-_Ppdb = typer.Option("--ppdb", help="duckdb:///path; default: in the repository.")
-_Alerts = typer.Option("--alerts", help="file:///folder of the alert archive; default: in the repository.")
+_Ppdb = typer.Option(
+    "--ppdb", help="duckdb:///path, postgresql://user@host/database, dax:///config.yaml; default: in the repository."
+)
+_Alerts = typer.Option(
+    "--alerts",
+    help="file:///folder of the alert archive (default: in the repository), or kafka://host:port/topic or "
+    "kafka://embedded, where alerts are sent besides.",
+)
 
 
 def number[N: (int, float)](kind: type[N], low: float, high: float) -> Callable[[object], N]:

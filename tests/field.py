@@ -18,8 +18,8 @@ from apflow.io.arrivals import Ingestor
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ledger import Outcome
 from apflow.model.visit import Visit
-from apflow.operate.detector import repository_config
 from apflow.operate.prepare import open_replay, prepare
+from apflow.operate.repository import repository_config
 from apflow.run.on_dask import DaskRunner
 from apflow.simulate.player import Player, Trouble
 from apflow.simulate.scenario import Scenario, visits

@@ -27,7 +27,7 @@ _Url = Annotated[str, typer.Argument(metavar="URL", help="duckdb:///path or post
 
 def _config(butler: str, ppdb: str) -> Config:
     from apflow.config import Config
-    from apflow.operate.detector import repository_config
+    from apflow.operate.repository import repository_config
 
     if butler:
         return repository_config(butler, ppdb)

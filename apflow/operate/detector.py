@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-from apflow.config import Config, load_config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
-from apflow.io.alerts.archive import archive_root
 from apflow.io.arrivals import await_named_images
 from apflow.io.fits import read_info
 from apflow.io.ppdb import Ppdb, open_ppdb
@@ -22,6 +19,7 @@ from apflow.model.ledger import Outcome, State
 from apflow.model.sky import separation_arcsec
 from apflow.model.visit import Visit
 from apflow.operate.recover import recover
+from apflow.operate.repository import repository_config
 from apflow.run import EagerRunner
 
 #: Announced and actual boresight may differ by this before it is reported, arcsec.
@@ -127,45 +125,6 @@ def _exposures(images: tuple[str, ...], camera: Camera, detector: Detector) -> l
     if len(set(exposures)) != len(images) or not 1 <= len(images) <= 2:
         raise BadRequest(f"images {' '.join(images)} are not accepted: one, or the two snaps of a visit")
     return exposures
-
-
-def check_urls(ppdb: str, alerts: str) -> None:
-    """Whether the URLs of a PPDB and of an alert archive, where given, can be used.
-
-    Raises
-    ------
-    BadRequest
-        They cannot.
-    """
-    if ppdb:
-        scheme, _, path = ppdb.partition("://")
-        if scheme != "duckdb" or not path.startswith("/"):
-            raise BadRequest(f"PPDB {ppdb!r} is not accepted: duckdb:///absolute/path")
-        if not Path(path).parent.is_dir():
-            raise BadRequest(f"PPDB {ppdb!r}: there is no folder {Path(path).parent}")
-    if alerts:
-        root = archive_root(alerts)
-        if root.exists() and not root.is_dir():
-            raise BadRequest(f"alert archive {alerts!r}: {root} is not a folder")
-
-
-def repository_config(butler: str, ppdb: str = "", alerts: str = "", timeout_s: float | None = None) -> Config:
-    """The configuration that `apflow init` left in a repository, with a few values replaced."""
-    check_urls(ppdb, alerts)
-    path = Path(butler) / "apflow.toml"
-    if not path.is_file():
-        raise BadRequest(f"no Butler repository of apflow in {butler!r}; make one with: apflow init {butler}")
-    config = load_config(path)
-    camera = config.camera if "/" not in config.camera else str(Path(butler).resolve() / config.camera)
-    timing = config.timing if timeout_s is None else dataclasses.replace(config.timing, image_timeout_s=timeout_s)
-    return dataclasses.replace(
-        config,
-        camera=camera,
-        butler=str(Path(butler).resolve()),
-        ppdb=ppdb or config.ppdb,
-        alerts=alerts or config.alerts,
-        timing=timing,
-    )
 
 
 def _with_header(visit: Visit, info: ImageInfo) -> Visit:

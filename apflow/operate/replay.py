@@ -21,11 +21,13 @@ from apflow.config import Config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
+from apflow.io.kafka.embedded import embedded
 from apflow.io.ppdb import open_ppdb
 from apflow.model.camera import Camera, load_camera
 from apflow.model.ledger import Outcome, StepRecord
 from apflow.model.visit import Visit
-from apflow.operate.detector import check_urls, outcomes_of, repository_config
+from apflow.operate.deliver import Delivery, with_publication
+from apflow.operate.detector import outcomes_of
 from apflow.operate.interrupts import deaf_children
 from apflow.operate.meter import Meter
 from apflow.operate.prepare import Record, open_replay, prepare, simulation_pool
@@ -33,6 +35,7 @@ from apflow.operate.progress import ReplayProgress
 from apflow.operate.recover import recover
 from apflow.operate.report import write_report
 from apflow.operate.report_console import print_tables
+from apflow.operate.repository import check_urls, repository_config
 from apflow.operate.stamps import pick_stamps
 from apflow.operate.summary import ledger_frame, summarise
 from apflow.run import GatherEnded
@@ -94,7 +97,12 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     request.report.mkdir(parents=True, exist_ok=True)
     config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
 
-    with open_ppdb(config.ppdb_url, create=True) as ppdb, ReplayProgress(console, camera) as progress:
+    with (
+        embedded(config.kafka) as kafka,
+        open_ppdb(config.ppdb_url, create=True) as ppdb,
+        ReplayProgress(console, camera) as progress,
+    ):
+        config = dataclasses.replace(config, kafka=kafka)
         if record.ppdb != config.ppdb_url and len(ppdb.ledger()):
             raise BadRequest(f"PPDB {config.ppdb_url!r} holds visits that are not of this replay; accepted: a new one")
         player = Player(scenario, root / "simulated" / "raws", root / "landing")
@@ -103,8 +111,9 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         expected = [(v.visit, d) for v in visits(scenario) for d in scenario.detectors]
         before = [o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)]
         done = {(o.visit, o.detector): o for o in recover(ppdb, visits(scenario), before, config)}
-        result = _process(player, _todo(scenario, done), config, camera, workers, progress)
-        outcomes = [*done.values(), *result.outcomes]
+        with Delivery(ppdb, config) if kafka.bootstrap else contextlib.nullcontext():
+            result = _process(player, _todo(scenario, done), config, camera, workers, progress)
+        outcomes = with_publication(ppdb, [*done.values(), *result.outcomes])
         tables = {name: ppdb.table(name) for name in ("DiaSource", "DiaObject", "outbox")}
 
     summary = summarise(

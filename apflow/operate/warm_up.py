@@ -16,8 +16,8 @@ from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
 from apflow.io.ppdb import open_ppdb
 from apflow.model.ledger import State
-from apflow.operate.detector import repository_config
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
+from apflow.operate.repository import repository_config
 from apflow.run import EagerRunner
 from apflow.simulate.player import Player
 from apflow.simulate.scenario import Scenario, visits

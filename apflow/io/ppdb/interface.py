@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from apflow.errors import BadRequest, ServiceError
+from apflow.errors import BadRequest
 from apflow.model.ledger import Outcome
 from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
@@ -81,11 +81,11 @@ class Statement:
 
         Raises
         ------
-        ServiceError
+        BadRequest
             The rows are not as they were when the statement was made.
         """
         if self.rows is not None and n != self.rows:
-            raise ServiceError("PPDB: it was changed by others meanwhile; nothing was written: start again")
+            raise BadRequest("PPDB: it was changed by others meanwhile; nothing was written: start again")
 
 
 class Ppdb(ABC):

@@ -114,7 +114,7 @@ def merge(ppdb: Ppdb, duplicates: Sequence[Duplicate], versions: pd.DataFrame) -
 
     Raises
     ------
-    ServiceError
+    BadRequest
         One of the objects has changed since; nothing was written.
     """
     if duplicates:

@@ -51,7 +51,7 @@ def create(url: _Url) -> None:
 
     One that is there in this version is left as it is; any other is refused.
 
-    Example: apflow ppdb create duckdb:///data/survey.duckdb
+    Example: apflow ppdb create duckdb://$PWD/survey.duckdb
     """
     from apflow.io.ppdb import open_ppdb
 
@@ -156,7 +156,7 @@ def withdraw(
 
     Rows stay, and are left out of histories. What was withdrawn before keeps its time.
 
-    Example: apflow ppdb withdraw --butler replay/butler --visit 2026112200001 --detector 94
+    Example: apflow ppdb withdraw --butler replay/butler --visit 2025042000001 --detector 94
     """
     from astropy.time import Time
 
@@ -178,7 +178,7 @@ def export(
 
     The night's folder appears when it is complete. Import gives back what export wrote.
 
-    Example: apflow ppdb export --butler replay/butler --night 20261122 --to nights
+    Example: apflow ppdb export --butler replay/butler --night 20250420 --to nights
     """
     from apflow.io.ppdb.operations_export import export_night
     from apflow.operate.alert_console import open_console
@@ -202,7 +202,7 @@ def import_(
     Rows that are there stay as they are. Objects (objectId, ra and dec or coord_ra and coord_dec, degrees, and
     extendedness or refExtendedness) replace those with their ids.
 
-    Example: apflow ppdb import nights --ppdb duckdb:///data/survey.duckdb
+    Example: apflow ppdb import nights --butler replay/butler
     """
     from apflow.io.ppdb.operations import load_drp
     from apflow.io.ppdb.operations_import import import_nights
@@ -253,7 +253,7 @@ def migrate(
 ) -> None:
     """Bring a DuckDB PPDB of the layout before to this one: tables and columns are added, nothing is changed.
 
-    Example: apflow ppdb migrate duckdb:///data/survey.duckdb
+    Example: apflow ppdb migrate duckdb://$PWD/replay/butler/ppdb.duckdb
     """
     from apflow.io.ppdb.migrate import migrate as run
     from apflow.io.ppdb.tables import LAYOUT

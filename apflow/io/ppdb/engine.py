@@ -261,7 +261,7 @@ class Engine:
     def sizes(self) -> dict[str, int]:
         """See `Ppdb.sizes`: blocks of the file, some of which tables share."""
         [block_bytes] = self._read("SELECT block_size AS n FROM pragma_database_size()").column("n").to_pylist()
-        count = "SELECT count(DISTINCT block_id) AS n FROM pragma_storage_info('{}') WHERE persistent"
+        count = "SELECT count(DISTINCT block_id) AS n FROM pragma_storage_info('{}') WHERE block_id >= 0"
         return {
             name: block_bytes * self._read(count.format(name)).column("n").to_pylist()[0]
             for name in (*APDB_TABLES, *OWN_TABLES)

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from apflow.io.ppdb.blocks import layout
 from apflow.io.ppdb.own_tables import OWN
 from apflow.io.ppdb.sky_index import pixel_id
 from apflow.model import schema
@@ -132,16 +133,27 @@ def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -
     take : `numpy.ndarray`, optional
         Which rows, in which order; default: all.
     """
-    table = described(name)
-    data = {
-        c.name: _to_pandas(rows.column(c.name), c.dtype, dtype, take)
-        for c, dtype in zip(table.columns, table.dtypes, strict=True)
-    }
-    # Columns stay apart: a visit's history is cut into detectors, and putting like columns together copies it.
-    frame = pd.DataFrame(data, copy=take is None)
-    if name not in OWN:
-        frame.attrs = schema.attrs(name)
-    return frame
+    made = layout(name)
+    room = made.room(rows.num_rows if take is None else len(take))
+    texts = []
+    for i, column in enumerate(made.names):
+        values = rows.column(column).combine_chunks()
+        if made.text[i] >= 0:
+            texts.append((values if take is None else values.take(pa.array(take))).cast(pa.string()))
+            continue
+        if made.mask[i] >= 0:
+            _put(room.masks[made.mask[i]], values.is_null(), take)
+            values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
+        _put(room.values[i], values, take)
+    return room.frame(texts)
+
+
+def _put(out: NDArray[Any], values: pa.Array, take: NDArray[np.int64] | None) -> None:
+    plain = values.to_numpy(zero_copy_only=False)
+    if take is None:
+        out[:] = plain
+    else:
+        np.take(plain, take, out=out, mode="clip")
 
 
 def cut(rows: pa.Table, take: NDArray[np.int64], offsets: NDArray[np.int64], name: str) -> list[pd.DataFrame]:
@@ -156,17 +168,3 @@ def cut(rows: pa.Table, take: NDArray[np.int64], offsets: NDArray[np.int64], nam
         frames.append(frame)
     return frames
 
-
-def _to_pandas(column: pa.ChunkedArray, dtype: str, pandas_dtype: Any, take: NDArray[np.int64] | None) -> Any:
-    values = column.combine_chunks()
-    if dtype == "str":
-        return pd.array((values if take is None else values.take(pa.array(take))).cast(pa.string()), dtype=pandas_dtype)
-    if not dtype[0].isupper() and dtype != "boolean":
-        plain = values.to_numpy(zero_copy_only=False)
-        return plain if take is None else plain[take]
-    null = values.is_null().to_numpy(zero_copy_only=False)
-    filled = values.fill_null(False if dtype == "boolean" else 0).to_numpy(zero_copy_only=False)
-    if take is not None:
-        null, filled = null[take], filled[take]
-    make = pd.arrays.BooleanArray if dtype == "boolean" else pd.arrays.IntegerArray
-    return make(filled, null, copy=take is None)

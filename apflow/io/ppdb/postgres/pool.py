@@ -24,8 +24,11 @@ WRITE = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '30s'; "
     "SET LOCAL idle_in_transaction_session_timeout = '30s'"
 )
-#: Objects and their histories of one moment.
+#: What stands in many tables, of one moment.
 READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+#: The same for rows by ids. Thousands of them are few beside what the tables hold, whatever the planner thinks that
+#: looking each one up in every month would cost.
+LOOK_UP = f"{READ}; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off"
 
 
 class Pool:

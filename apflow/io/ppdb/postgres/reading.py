@@ -119,17 +119,21 @@ def _since(con: Connection, name: str, ids: I8, since_mjd: float, until_mjd: flo
     return _rows(con, asked, [ids], (since_mjd, until_mjd))
 
 
-def rows_since(con: Connection, name: str, region: Region, ids: Sequence[int] | None, since_mjd: float) -> pa.Table:
-    """DiaSources or DiaForcedSources since a time: of objects, or of a region where ids are None; by time and id."""
-    if ids is not None:
-        rows = _since(con, name, np.unique(np.array(ids, np.int64)), since_mjd, np.inf)
-        return ordered(rows, ROW_ID[name], "midpointMjdTai")
-    names = described(name).names
-    # Histories have no index of the sky: this reads whole months, and nothing asks for it in the night.
+def rows_of(con: Connection, name: str, ids: Sequence[int], since_mjd: float) -> pa.Table:
+    """DiaSources or DiaForcedSources of objects since a time, by time and id."""
+    rows = _since(con, name, np.unique(np.array(ids, np.int64)), since_mjd, np.inf)
+    return ordered(rows, ROW_ID[name], "midpointMjdTai")
+
+
+def rows_inside(con: Connection, name: str, region: Region, since_mjd: float) -> pa.Table:
+    """DiaSources or DiaForcedSources inside a region since a time, by time and id.
+
+    Histories have no index of the sky: this reads whole months, and nothing asks for it in the night.
+    """
+    names, kinds = described(name).names, ddl.types(name)
     query = sql.SQL('SELECT {} FROM {} WHERE {} AND "midpointMjdTai" >= {} AND "timeWithdrawnMjdTai" IS NULL').format(
         columns_sql(names), sql.Identifier(name), regions_condition([region]), since_mjd
     )
-    kinds = ddl.types(name)
     rows = copy_out(con.cursor(), query, names, [kinds[c] for c in names])
     keep = region.contains(rows.column("ra").to_numpy(), rows.column("dec").to_numpy())
     return ordered(rows.filter(pa.array(keep)), ROW_ID[name], "midpointMjdTai")

@@ -15,7 +15,7 @@ from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
 from apflow.io.ppdb.postgres import ddl, operating, outbox, partitions, reading, storing, turns
 from apflow.io.ppdb.postgres.connect import display
-from apflow.io.ppdb.postgres.pool import READ, WRITE, Connection
+from apflow.io.ppdb.postgres.pool import LOOK_UP, READ, WRITE, Connection
 from apflow.io.ppdb.postgres.shared import Shared, shared
 from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
 from apflow.model.ledger import Outcome
@@ -71,6 +71,9 @@ class PostgresPpdb(Ppdb):
         """Call a function with a connection and arguments, in a transaction that sees one moment."""
         return self._shared.pool.transaction(READ, lambda con: function(con, *arguments))
 
+    def _look_up[T](self, function: Callable[..., T], *arguments: Any) -> T:
+        return self._shared.pool.transaction(LOOK_UP, lambda con: function(con, *arguments))
+
     def _write[T](self, function: Callable[..., T], *arguments: Any) -> T:
         return self._shared.pool.transaction(WRITE, lambda con: function(con, *arguments))
 
@@ -85,21 +88,24 @@ class PostgresPpdb(Ppdb):
 
     def getDiaObjects(self, region: Region, margin_arcsec: float = 0.0) -> pd.DataFrame:
         """See `Ppdb`."""
-        return to_frame(self._read(reading.objects, _grown(region, margin_arcsec)), "DiaObject")
+        return to_frame(self._look_up(reading.objects, _grown(region, margin_arcsec)), "DiaObject")
 
     def getDiaSources(
         self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
     ) -> pd.DataFrame:
         """See `Ppdb`."""
-        rows = self._read(reading.rows_since, "DiaSource", region, object_ids, visit_time_mjd - days)
-        return to_frame(rows, "DiaSource")
+        return self._since("DiaSource", region, object_ids, visit_time_mjd - days)
 
     def getDiaForcedSources(
         self, region: Region, object_ids: Sequence[int] | None, visit_time_mjd: float, days: float = 365.0
     ) -> pd.DataFrame:
         """See `Ppdb`."""
-        rows = self._read(reading.rows_since, "DiaForcedSource", region, object_ids, visit_time_mjd - days)
-        return to_frame(rows, "DiaForcedSource")
+        return self._since("DiaForcedSource", region, object_ids, visit_time_mjd - days)
+
+    def _since(self, name: str, region: Region, ids: Sequence[int] | None, since_mjd: float) -> pd.DataFrame:
+        if ids is None:
+            return to_frame(self._read(reading.rows_inside, name, region, since_mjd), name)
+        return to_frame(self._look_up(reading.rows_of, name, ids, since_mjd), name)
 
     def getHistory(
         self, wanted: Sequence[Wanted], *, margin_arcsec: float, radius_arcsec: float, days: float = 365.0
@@ -107,13 +113,13 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         if not wanted:
             return []
-        parts = self._read(reading.history, wanted, margin_arcsec, radius_arcsec, days)
+        parts = self._look_up(reading.history, wanted, margin_arcsec, radius_arcsec, days)
         columns = [cut(p.rows, p.take, p.offsets, name) for name, p in parts.items()]
         return [History(*frames) for frames in zip(*columns, strict=True)]
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""
-        part = self._read(reading.drp_objects, [_grown(region, margin_arcsec)])
+        part = self._look_up(reading.drp_objects, [_grown(region, margin_arcsec)])
         return cut(part.rows, part.take, part.offsets, "DrpObject")[0]
 
     def loadDrpObjects(self, objects: pd.DataFrame) -> int:

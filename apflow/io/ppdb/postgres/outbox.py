@@ -53,6 +53,11 @@ def release(con: Connection, name: str) -> None:
     con.execute(f"UPDATE outbox SET claim = NULL, claimed_until_unix = NULL WHERE {PENDING} AND claim = %s", [name])
 
 
+def end_lease(con: Connection, name: str) -> None:
+    """See `Ppdb.endLease`."""
+    con.execute(f"UPDATE outbox SET claimed_until_unix = 0 WHERE {PENDING} AND claim = %s", [name])
+
+
 def refuse(con: Connection, causes: Mapping[int, str]) -> None:
     """See `Ppdb.refuseAlerts`."""
     con.execute(

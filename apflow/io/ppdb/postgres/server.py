@@ -186,6 +186,10 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         self._write(outbox.release, claim)
 
+    def endLease(self, claim: str) -> None:
+        """See `Ppdb`."""
+        self._write(outbox.end_lease, claim)
+
     def refuseAlerts(self, causes: Mapping[int, str]) -> None:
         """See `Ppdb`."""
         self._write(outbox.refuse, causes)

@@ -120,7 +120,8 @@ def to_arrow(frame: pd.DataFrame, name: str) -> pa.Table:
     columns = {c: pa.array(values, from_pandas=True) for c, values in schema.bare(frame).items()}
     if name in PIXEL_TABLES:
         columns["pixelId"] = pa.array(pixel_id(frame["ra"].to_numpy(), frame["dec"].to_numpy()))
-    return pa.table(columns)
+    # In one piece: pandas keeps text in as many as it was put together from, and each would be a batch to its reader.
+    return pa.table(columns).combine_chunks()
 
 
 def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -> pd.DataFrame:
@@ -137,13 +138,16 @@ def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -
     room = made.room(rows.num_rows if take is None else len(take))
     texts = []
     for i, column in enumerate(made.names):
-        values = rows.column(column).combine_chunks()
+        values = rows.column(column)
+        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
         if made.text[i] >= 0:
             texts.append((values if take is None else values.take(pa.array(take))).cast(pa.string()))
             continue
         if made.mask[i] >= 0:
-            _put(room.masks[made.mask[i]], values.is_null(), take)
-            values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
+            room.masks[made.mask[i]] = False
+            if values.null_count:
+                _put(room.masks[made.mask[i]], values.is_null(), take)
+                values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
         _put(room.values[i], values, take)
     return room.frame(texts)
 
@@ -167,4 +171,3 @@ def cut(rows: pa.Table, take: NDArray[np.int64], offsets: NDArray[np.int64], nam
             frame.attrs = schema.attrs(name)
         frames.append(frame)
     return frames
-

@@ -60,13 +60,12 @@ def prepare(
     DataError
         A table does not conform; the message begins with visit and detector.
     """
-    for result in results:
-        _check_owner(result)
     rows = {}
     for name in BATCH_TABLES:
         frames = [getattr(r, _FRAMES[name]) for r in results]
         merged = _merge(frames, name, results)
         if name in ("DiaSource", "DiaForcedSource"):
+            _check_owner(merged, [len(f) for f in frames], results)
             merged["timeProcessedMjdTai"] = processed_mjd_tai
         rows[name] = Rows(to_arrow(merged, name), (0, *(int(n) for n in np.cumsum([len(f) for f in frames]))))
     return Batch(
@@ -79,29 +78,30 @@ def prepare(
     )
 
 
-def _check_owner(result: DetectorResult) -> None:
-    for frame in (result.sources, result.forced):
-        for column, value in (("visit", result.visit.visit), ("detector", result.detector)):
-            if column in frame.columns and (frame[column] != value).any():
-                raise DataError(
-                    f"visit {result.visit.visit} detector {result.detector}: a row has {column} "
-                    f"{frame[column][frame[column] != value].iloc[0]}; accepted: {value}"
-                )
+def _check_owner(merged: pd.DataFrame, lengths: Sequence[int], results: Sequence[DetectorResult]) -> None:
+    for column, values in (
+        ("visit", [r.visit.visit for r in results]),
+        ("detector", [r.detector for r in results]),
+    ):
+        found, expected = merged[column].to_numpy(), np.repeat(values, lengths)
+        if (bad := np.flatnonzero(found != expected)).size:
+            result = results[np.repeat(np.arange(len(results)), lengths)[bad[0]]]
+            raise DataError(
+                f"visit {result.visit.visit} detector {result.detector}: a row has {column} {found[bad[0]]}; "
+                f"accepted: {expected[bad[0]]}"
+            )
 
 
 def _merge(frames: Sequence[pd.DataFrame], name: str, results: Sequence[DetectorResult]) -> pd.DataFrame:
-    dtypes = schema.table(name).dtypes
-    # Frames of unlike types must not meet in concat, which would turn ids into floats.
-    ready = [
-        f if tuple(f.dtypes.to_numpy()) == dtypes else _conform_one(f, name, r)
-        for f, r in zip(frames, results, strict=True)
-    ]
-    filled = [f for f in ready if len(f)]
+    filled = [schema.bare(f) for f in frames if len(f)]
     merged = pd.concat(filled, ignore_index=True) if filled else schema.empty(name)
     try:
+        if tuple(merged.dtypes) != schema.table(name).dtypes:
+            # Frames of unlike types have met, and ids may have become floats.
+            merged = pd.concat([_conform_one(f, name, r) for f, r in zip(frames, results, strict=True)])
         return schema.conform(merged, name)
     except DataError:
-        for frame, result in zip(ready, results, strict=True):
+        for frame, result in zip(frames, results, strict=True):
             _conform_one(frame, name, result)
         raise
 

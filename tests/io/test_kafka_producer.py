@@ -191,6 +191,7 @@ publish(ppdb, archive, sink)
 def test_publishers_that_are_killed_lose_nothing(night, kafka, transactional_id):
     ids = [i for d in range(8) for i in night.add(0, d, 1000)]
     command = [sys.executable, "-c", PUBLISHER, night.ppdb_url, night.archive_url, kafka.bootstrap, kafka.topic]
+    interrupted = 0
     for delay_s in (0.4, 0.6, 0.8, None):
         with subprocess.Popen([*command, transactional_id], stdout=subprocess.PIPE) as publisher:
             assert publisher.stdout is not None and publisher.stdout.readline()
@@ -198,10 +199,44 @@ def test_publishers_that_are_killed_lose_nothing(night, kafka, transactional_id)
                 time.sleep(delay_s)
                 publisher.kill()
         assert publisher.returncode in ((0, -9) if delay_s else (0,))
-    assert night.pending() == []
+        interrupted += bool(night.pending())
+    assert interrupted and night.pending() == []
     messages = read_topic(kafka.bootstrap, kafka.topic)
     sent = Counter(ids_of(messages))
     assert sorted(sent) == ids
     if transactional_id:
         assert set(sent.values()) == {1}
     assert len({(m.key(), m.value()) for m in messages}) == len(ids)
+
+
+@SINKS
+def test_a_broker_that_is_killed_and_comes_back_has_each_alert(night, kafka_broker, kafka, sink_of):
+    ids = [i for d in range(20) for i in night.add(0, d, 1000, size=2000)]
+    sink = sink_of(kafka, "11.1")
+    assert publish(night.ppdb, night.archive, sink, FIRST, [0]) == 1000
+    problems = []
+
+    def drain() -> None:
+        while night.pending():
+            try:
+                settle_abandoned(night.ppdb, sink)
+                publish(night.ppdb, night.archive, sink)
+            except ServiceError as error:
+                problems.append(str(error))
+                time.sleep(0.5)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    while len(night.pending()) > 15_000:
+        time.sleep(0.02)
+    kafka_broker.kill()
+    waiting = len(night.pending())
+    time.sleep(1.0)
+    kafka_broker.start()
+    thread.join(90)
+    assert not thread.is_alive() and waiting > 0, problems
+    sent = Counter(ids_of(read_topic(kafka.bootstrap, kafka.topic)))
+    assert sorted(sent) == ids
+    if sink_of is TransactionalSink or not problems:
+        assert set(sent.values()) == {1}
+    sink.close()

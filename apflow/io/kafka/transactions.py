@@ -1,22 +1,24 @@
 """Alerts to a Kafka topic, exactly once for consumers that read what is committed.
 
-The alerts of a claim are one transaction, and with them goes a marker: the
-claim's number as the committed offset of a consumer group that bears the
-producer's name, and the ids that were left out. So the broker itself knows
-what was committed, and whoever finds an abandoned claim asks it, when the
-producer that may still be at it is fenced.
+The alerts of a claim are one transaction, and a marker goes with them: a
+message with the claim's name to a topic beside theirs. So the broker itself
+knows what was committed, and whoever finds an abandoned claim asks it, when
+the producer that may still be at it is fenced.
+
+The marker is no consumer group's offset, which would need no topic:
+librdkafka's ``send_offsets_to_transaction`` may hang for ever when a broker
+dies (confluentinc/librdkafka#5456).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import time
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent
@@ -29,6 +31,8 @@ _COORDINATOR_S = 30.0
 _ABORT_S = 5.0
 #: What brokers accept by default (transaction.max.timeout.ms).
 _LONGEST_S = 900.0
+#: Markers are kept this long.
+_KEPT_DAYS = 7
 
 
 class TransactionalSink(KafkaSink):
@@ -36,13 +40,13 @@ class TransactionalSink(KafkaSink):
 
     Guaranteed to consumers with ``isolation.level=read_committed``: each alert
     once, whichever publisher, broker or database dies when, as long as an
-    abandoned claim is settled before the broker forgets the marker
-    (``offsets.retention.minutes``, 7 days unless set otherwise), and by a
-    publisher with the same `transactional_id`. Other consumers may see alerts
-    of transactions that were given up, too.
-    """
+    abandoned claim is settled within 7 days, by a publisher with the same
+    `transactional_id`. Other consumers may see alerts of transactions that
+    were given up, too.
 
-    claim_size = 300  # the ids of all of them fit into a marker (offset.metadata.max.bytes, 4096)
+    The markers are in the topic ``<topic>-claims``, of one partition, which is
+    made where it is missing and that is allowed.
+    """
 
     @property
     def lease_s(self) -> float:
@@ -76,52 +80,72 @@ class TransactionalSink(KafkaSink):
 
     def arrived(self, claim: Claim) -> list[int]:
         """See `Sink`; whoever is still at it can do no more when this returns."""
-        identity, _, number = claim.name.partition("#")
+        identity = claim.name.partition("#")[0]
         with self._lock:
             if identity == self._identity:
                 self._drop()
-        name = self._name(identity)
         try:
             make(Producer, self._settings(identity), self._kafka).init_transactions(_COORDINATOR_S)
-            marker = self._marker(name)
+            marker = self._marker(claim.name)
         except KafkaException as error:
             raise service_error(error.args[0], self._kafka, doing=f"settling {claim.name}") from None
-        if marker.offset < int(number):
-            return []
-        left_out = set(_unpack(marker.metadata)) if marker.offset == int(number) else set()
-        return [i for i in claim.alert_ids if i not in left_out]
+        left_out = set() if marker is None else set(_unpack(marker))
+        return [] if marker is None else [i for i in claim.alert_ids if i not in left_out]
 
-    def _name(self, identity: str) -> str:
-        """Transactional id of a producer, and the group of its marker."""
-        return f"{self._kafka.transactional_id}-{identity}"
+    @property
+    def _markers(self) -> str:
+        """Topic of the markers."""
+        return f"{self._kafka.topic}-claims"
 
-    def _marker(self, name: str) -> TopicPartition:
-        consumer = make(Consumer, self._reader(name), self._kafka)
+    def _marker(self, claim: str) -> bytes | None:
+        """What a claim's marker says; None if it was not committed."""
+        place = TopicPartition(self._markers, 0, OFFSET_BEGINNING)
+        plain = make(Consumer, self._reader("read_uncommitted"), self._kafka)
+        _, end = plain.get_watermark_offsets(place, timeout=_COORDINATOR_S)
+        plain.close()
+        consumer = make(Consumer, self._reader("read_committed"), self._kafka)
         try:
-            return consumer.committed([TopicPartition(self._kafka.topic, 0)], _COORDINATOR_S)[0]
+            consumer.assign([place])
+            return _find(consumer, claim.encode(), end)
         finally:
             consumer.close()
 
-    def _reader(self, name: str) -> dict[str, Any]:
-        return client_settings(self._kafka, group_id=name, enable_auto_commit=False, isolation_level="read_committed")
+    def _reader(self, isolation: str) -> dict[str, Any]:
+        return client_settings(
+            self._kafka,
+            group_id=f"{self._kafka.transactional_id}-claims",  # asked for, not used
+            enable_auto_commit=False,
+            enable_partition_eof=True,
+            isolation_level=isolation,
+        )
 
     def _settings(self, identity: str = "") -> dict[str, Any]:
         # The broker ends a transaction that its producer abandoned after this time.
         longest_s = min(_LONGEST_S, 2 * self._kafka.delivery_timeout_s + _COORDINATOR_S)
         return producer_settings(self._kafka) | {
-            "transactional.id": self._name(identity or self._identity),
+            "transactional.id": f"{self._kafka.transactional_id}-{identity or self._identity}",
             "transaction.timeout.ms": int(1000 * longest_s),
         }
 
     def _connect(self, producer: Producer) -> None:
         super()._connect(producer)
         try:
+            if self._markers not in producer.list_topics(timeout=_COORDINATOR_S).topics:
+                self._make_markers()
             producer.init_transactions(_COORDINATOR_S)
         except KafkaException as error:
             raise self._is_down(error.args[0]) from None
-        consumer = make(Consumer, self._reader(self._name(self._identity)), self._kafka)
-        self._group = consumer.consumer_group_metadata()
-        consumer.close()
+
+    def _make_markers(self) -> None:
+        new = NewTopic(self._markers, 1, -1, config={"retention.ms": str(_KEPT_DAYS * 86_400_000)})
+        admin = make(AdminClient, client_settings(self._kafka), self._kafka)
+        try:
+            admin.create_topics([new])[self._markers].result(timeout=_COORDINATOR_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another publisher was faster
+                raise service_error(
+                    error.args[0], self._kafka, doing=f"making topic {self._markers!r} of one partition"
+                ) from None
 
     def _transaction(
         self, producer: Producer, claim: str, batch: Batch, refused: dict[int, str], alone: bool
@@ -136,8 +160,7 @@ class TransactionalSink(KafkaSink):
             left_out = {**sent.refused, **batch.broken}
             if reports.failed or len(reports.delivered) + len(left_out) < len(batch.rows):
                 raise KafkaException(reports.failed[0] if reports.failed else KafkaError(KafkaError._TIMED_OUT))
-            marker = TopicPartition(self._kafka.topic, 0, int(claim.partition("#")[2]), _pack(left_out))
-            producer.send_offsets_to_transaction([marker], self._group, _COORDINATOR_S)
+            producer.produce(self._markers, np.array(sorted(left_out), ">i8").tobytes(), claim, partition=0)
             committing = True
             _commit(producer)
         except KafkaException as raised:
@@ -178,10 +201,21 @@ def _commit(producer: Producer) -> None:
                 raise
 
 
-def _pack(ids: Collection[int]) -> str:
-    return base64.b64encode(np.array(sorted(ids), ">i8").tobytes()).decode()
+def _find(consumer: Consumer, key: bytes, end: int) -> bytes | None:
+    """Value of a message among those before an offset; waits for transactions that are still open there."""
+    until = time.monotonic() + _COORDINATOR_S
+    while time.monotonic() < until:
+        for message in consumer.consume(1000, 0.5):
+            error = message.error()
+            if error is None and message.key() == key:
+                return bytes(message.value() or b"")
+            if error is not None and error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                raise KafkaException(error)
+            if error is not None and error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= end:
+                return None
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
-def _unpack(text: str | None) -> list[int]:
-    found: list[int] = np.frombuffer(base64.b64decode(text or ""), ">i8").tolist()
-    return found
+def _unpack(marker: bytes) -> list[int]:
+    ids: list[int] = np.frombuffer(marker, ">i8").tolist()
+    return ids

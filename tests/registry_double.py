@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import fastavro
 
@@ -73,7 +73,8 @@ class Schemas:
         mode = request["mode"]
         if mode not in MODES:
             raise Refusal(422, 42204, f"Invalid mode. Valid values are {', '.join(MODES)}")
-        if mode == "IMPORT" and self.subjects.get(subject) and self.modes.get(subject) != "IMPORT":
+        found = self.subjects.get(subject) and self.modes.get(subject) != "IMPORT"
+        if mode == "IMPORT" and found and not request.get("force"):
             raise Refusal(422, 42205, f"Cannot import since found existing subjects {subject}")
         self.modes[subject] = mode
         return {"mode": mode}
@@ -108,7 +109,7 @@ class RegistryDouble:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 try:
                     with lock:
-                        status, reply = 200, outer.call(self.command, urlsplit(self.path).path, body)
+                        status, reply = 200, outer.call(self.command, urlsplit(self.path), body)
                 except Refusal as refusal:
                     status, reply = refusal.status, refusal.body
                 text = json.dumps(reply).encode()
@@ -130,10 +131,11 @@ class RegistryDouble:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def call(self, method: str, path: str, body: bytes) -> Any:
+    def call(self, method: str, url: SplitResult, body: bytes) -> Any:
+        request = json.loads(body or b"{}") | dict(parse_qsl(url.query))
         for (verb, pattern), function in CALLS.items():
-            if verb == method and (found := re.fullmatch(pattern, path)):
-                return function(self.schemas, json.loads(body or b"{}"), *map(unquote, found.groups()))
+            if verb == method and (found := re.fullmatch(pattern, url.path)):
+                return function(self.schemas, request, *map(unquote, found.groups()))
         raise Refusal(404, 404, "HTTP 404 Not Found")
 
     def __enter__(self) -> Self:

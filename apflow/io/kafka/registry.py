@@ -52,7 +52,7 @@ def register(kafka: Kafka, schema_version: str) -> int:
     found = registry.find(wanted)
     if found is not None:
         _check_same(registry, wanted, text, found)
-        if wanted in registry.versions():
+        if registry.has_version(wanted):
             return wanted
     registry.set_mode("IMPORT")
     try:
@@ -62,7 +62,7 @@ def register(kafka: Kafka, schema_version: str) -> int:
     if given != wanted:
         raise ServiceError(
             f"schema registry {kafka.registry} gave id {given} to alert schema {schema_version}, not {wanted}: "
-            "it does not import ids; accepted: a registry with mode IMPORT, or kafka.registry empty"
+            "it does not import ids; accepted: one that does, or kafka.registry empty"
         )
     return wanted
 
@@ -103,13 +103,17 @@ class Registry:
         found = self._ask("GET", f"/schemas/ids/{schema_id}", missing=True)
         return None if found is None else str(found["schema"])
 
-    def versions(self) -> list[int]:
-        """Versions of the subject."""
-        return self._ask("GET", f"/subjects/{SUBJECT}/versions", missing=True) or []
+    def has_version(self, version: int) -> bool:
+        """Whether the subject has a version."""
+        return self._ask("GET", f"/subjects/{SUBJECT}/versions/{version}", missing=True) is not None
 
     def set_mode(self, mode: str) -> None:
         """Put the subject into a mode; forced, since others may have registered versions before."""
-        self._ask("PUT", f"/mode/{SUBJECT}?force=true", {"mode": mode})
+        if self._ask("PUT", f"/mode/{SUBJECT}?force=true", {"mode": mode}, missing=True) is None:
+            raise ServiceError(
+                f"schema registry {self.url} has no mode {mode}, in which ids are given to it; accepted: one that "
+                "has, as Confluent's, or kafka.registry empty"
+            )
 
     def add(self, schema_id: int, text: str) -> int:
         """Register a schema under an id and the version of the same number; gives the id that it has."""

@@ -9,12 +9,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+from scipy.spatial import cKDTree
+
 from apflow.config import Kafka
 from apflow.errors import DataError
 from apflow.io.kafka.consume import AlertConsumer, Decoder, Received
 from apflow.io.kafka.forward import Forwarder
+from apflow.io.ppdb.sky_index import chord, unit_vectors
 
 _log = logging.getLogger(__name__)
+
+
+class Galaxies:
+    """The extended DRP Objects of a table, for filters to ask what is near.
+
+    Parameters
+    ----------
+    objects : `pandas.DataFrame`
+        As `Ppdb.getDrpObjects` gives them.
+    """
+
+    def __init__(self, objects: pd.DataFrame) -> None:
+        found = objects[objects["extendedness"] > 0.5]
+        self._tree = cKDTree(unit_vectors(found["ra"].to_numpy(), found["dec"].to_numpy()))
+
+    def near(self, ra: float, dec: float, radius_arcsec: float) -> bool:
+        """Whether a galaxy is within a radius of a place (degrees)."""
+        distance, _ = self._tree.query(unit_vectors(ra, dec))
+        return bool(distance <= chord(radius_arcsec))
 
 
 @dataclass

@@ -37,14 +37,19 @@ class Night:
         """Store `n` alerts of a detector of the k-th visit, whose image came `age_s` ago; gives their ids."""
         sizes = [size] * n if isinstance(size, int) else size
         first = 1_000_000 * (k + 1) + 10_000 * detector
-        packets = tuple(Packet(first + i, 77 * (first + i) % 1009, self._rng.bytes(s)) for i, s in enumerate(sizes))
+        packets = [Packet(first + i, 77 * (first + i) % 1009, self._rng.bytes(s)) for i, s in enumerate(sizes)]
+        return self.add_packets(k, detector, packets, age_s)
+
+    def add_packets(self, k: int, detector: int, packets: Sequence[Packet], age_s: float = 0.0) -> list[int]:
+        """Store given alerts; see `add`."""
         self.data |= {p.alert_id: p.datum for p in packets}
         self.objects |= {p.alert_id: p.object_id for p in packets}
         rows = self.archive.append(packets, FIRST + k, detector, NIGHT)
         empty = [schema.empty(name) for name in ("DiaSource", "DiaObject", "DiaForcedSource")]
-        result = DetectorResult(visit(k), detector, *empty, {}, packets, (), time.time() - age_s, 60785.3, NIGHT)
+        arrived_unix = time.time() - age_s
+        result = DetectorResult(visit(k), detector, *empty, {}, tuple(packets), (), arrived_unix, 60785.3, NIGHT)
         self.ppdb.storeBatch([result], rows, 60785.4)
-        self.ppdb.settle([Outcome(INSTRUMENT, FIRST + k, detector, State.DONE, n_alerts=n)])
+        self.ppdb.settle([Outcome(INSTRUMENT, FIRST + k, detector, State.DONE, n_alerts=len(packets))])
         return [p.alert_id for p in packets]
 
     def pending(self) -> list[int]:

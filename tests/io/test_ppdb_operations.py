@@ -26,7 +26,7 @@ from apflow.model import schema
 from apflow.model.products import History
 from apflow.operate.ppdb_dedup import dedup
 from tests.io import ppdb_night as night
-from tests.io.ppdb_backends import DuckDb, Postgres
+from tests.io.ppdb_backends import Backend, DuckDb, Postgres
 
 NIGHT = 20250420
 STORED = ("DiaObject", "DiaSource", "DiaForcedSource", "DiaObjectLast", "DiaObject_To_Object_Match", "outbox", "ledger")
@@ -44,6 +44,12 @@ def duplicate(ppdb: Ppdb, k: int, n: int = 2) -> None:
     new = night.result(night.sources(k, 0, (ra[:n], dec[:n])), k, 0, empty)
     report = ppdb.storeBatch([new], night.alerts([new]), 60785.5, radius_arcsec=1e-4)
     assert report.stored == ((night.FIRST + k, 0),)
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """The kinds of PPDB that are ours to operate."""
+    return DuckDb(tmp_path) if request.param == "duckdb" else Postgres(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(scope="module", params=["duckdb", "postgresql"])

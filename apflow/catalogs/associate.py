@@ -12,6 +12,7 @@ from apflow.catalogs.diaobject import new_versions
 from apflow.catalogs.drp import nearest_drp
 from apflow.catalogs.matching import best_pairs
 from apflow.catalogs.positions import Places, neighbours, pair_cost
+from apflow.catalogs.solar_system import POSITION, check_columns, ss_sources
 from apflow.errors import DataError
 from apflow.model import schema
 from apflow.model.products import Associated, History
@@ -57,15 +58,15 @@ def associate(
     history_days : `float`
         How far the history reaches back from the visit.
     ss_objects : `pandas.DataFrame`, optional
-        Positions of Solar System objects predicted for the visit: ssObjectId,
-        ra, dec, raErr and decErr (degrees).
+        Positions of Solar System objects predicted for the visit, as
+        `apflow.catalogs.solar_system.predicted` gives them.
 
     Returns
     -------
     `Associated`
         Sources in the order given, new DiaObject versions ordered by id, DRP
-        Objects near each new DiaObject. The guard names the known DiaObjects
-        within the radius of a source, matched or not, and no others.
+        Objects near each new DiaObject, SSSources. The guard names the known
+        DiaObjects within the radius of a source, matched or not, and no others.
 
     Raises
     ------
@@ -98,9 +99,10 @@ def associate(
     guard = dict(zip(known[near].tolist(), starts[near].tolist(), strict=True))
     versions = new_versions(frame, history, position_floor_arcsec=position_floor_arcsec, history_days=history_days)
     new = versions[np.isin(versions["diaObjectId"], owner[fresh])]
-    return Associated(
-        frame, versions, guard, nearest_drp(new, history.drp, position_floor_arcsec=position_floor_arcsec)
-    )
+    matches = nearest_drp(new, history.drp, position_floor_arcsec=position_floor_arcsec)
+    if ss_objects is None or not moving.any():
+        return Associated(frame, versions, guard, matches)
+    return Associated(frame, versions, guard, matches, ss_sources(frame, ss_objects, radius_arcsec))
 
 
 def _column(values: I8, order: I8) -> pd.api.extensions.ExtensionArray:
@@ -137,10 +139,8 @@ def _moving(sources: Places, ss_objects: pd.DataFrame | None, radius: float, flo
     """ssObjectId of each source, 0 for none."""
     if ss_objects is None or not len(ss_objects):
         return np.zeros(len(sources), np.int64)
-    missing = {"ssObjectId", "ra", "dec", "raErr", "decErr"}.difference(ss_objects.columns)
-    if missing:
-        raise DataError(f"SSObject positions lack column {min(missing)!r}; needed: ssObjectId, ra, dec, raErr, decErr")
-    table = ss_objects.sort_values("ssObjectId", kind="stable").reindex(columns=["ssObjectId", *_POSITION])
+    check_columns(ss_objects)
+    table = ss_objects.sort_values("ssObjectId", kind="stable").reindex(columns=[*POSITION, "ra_dec_Cov"])
     matched = _match(sources, Places.of(table), np.ones(len(sources), bool), radius, floor)
     ids = table["ssObjectId"].to_numpy(np.int64)
     return np.where(matched >= 0, ids[matched], 0)

@@ -194,28 +194,33 @@ def export(
 def import_(
     folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Of `apflow ppdb export`.")] = None,
     drp: Annotated[Path | None, typer.Option(metavar="FILE", help="Parquet file of Data Release Objects.")] = None,
+    orbits: Annotated[Path | None, typer.Option(metavar="FILE", help="Parquet file of the MPC's orbits.")] = None,
     butler: _Butler = "",
     ppdb: _Ppdb = "",
 ) -> None:
-    """Restore exported nights, or load the Objects of a Data Release; doing it again does no harm.
+    """Restore exported nights, or load the Objects of a Data Release or orbits; doing it again does no harm.
 
     Rows that are there stay as they are. Objects (objectId, ra and dec or coord_ra and coord_dec, degrees, and
-    extendedness or refExtendedness) replace those with their ids.
+    extendedness or refExtendedness) replace those with their ids; orbits (columns of mpc_orbits) those of their
+    designations. Orbits go out with the alerts of the Solar System objects that they are of.
 
     Example: apflow ppdb import nights --butler replay/butler
     """
     from apflow.io.ppdb.operations import load_drp
     from apflow.io.ppdb.operations_import import import_nights
+    from apflow.io.ppdb.operations_orbits import load_orbits
     from apflow.operate.alert_console import open_console
     from apflow.operate.ppdb_console import print_counts
 
-    if (folder is None) == (drp is None):
-        raise BadRequest("accepted: a folder of exported nights, or --drp FILE")
+    if sum(given is not None for given in (folder, drp, orbits)) != 1:
+        raise BadRequest("accepted: a folder of exported nights, or --drp FILE, or --orbits FILE")
     with _opened(butler, ppdb) as (_, database):
         if drp is not None:
             typer.echo(f"{load_drp(database, drp):,} DRP Objects loaded")
+        if orbits is not None:
+            typer.echo(f"{load_orbits(database, orbits):,} orbits loaded")
+        if folder is None:
             return
-        assert folder is not None
         counts = import_nights(database, folder)
     print_counts(counts, open_console())
     typer.echo(f"{sum(counts.values()):,} rows added")

@@ -31,6 +31,7 @@ class Inputs:
     templates: tuple[tuple[int, int, str], ...]  # (tract, patch, path)
     reference: tuple[str, ...]
     skymap: str = ""  # name of the skymap of the templates
+    ss_objects: str | None = None  # predicted positions of Solar System objects
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _no_matches() -> pd.DataFrame:
     return schema.empty("DiaObject_To_Object_Match")
 
 
+def _no_ss_sources() -> pd.DataFrame:
+    return schema.empty("SSSource")
+
+
 def no_drp_objects() -> pd.DataFrame:
     """The columns of `History.drp`, without a row."""
     return pd.DataFrame(
@@ -121,12 +126,16 @@ class History:
     the last 12 months of those that a new source may belong to.
     `drp` are the Objects of the last Data Release about the region: objectId,
     ra and dec (degrees), and extendedness (0 a star, 1 a galaxy, NaN unknown).
+    `ss_objects` are the Solar System objects predicted about the region, where
+    anybody did; see `apflow.catalogs.solar_system.predicted`. They are no part
+    of the PPDB.
     """
 
     objects: pd.DataFrame
     sources: pd.DataFrame
     forced: pd.DataFrame
     drp: pd.DataFrame = field(default_factory=no_drp_objects)
+    ss_objects: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +146,15 @@ class Associated:
     DiaObject versions, one for each object that got a source;
     `guard` the version (validityStartMjdTai) of each known object read, by
     diaObjectId: what the write checks. `matches` are the rows of
-    DiaObject_To_Object_Match: DRP Objects near each new DiaObject.
+    DiaObject_To_Object_Match: DRP Objects near each new DiaObject; `ss_sources`
+    those of SSSource, for the sources that have an ssObjectId and no DiaObject.
     """
 
     sources: pd.DataFrame
     objects: pd.DataFrame
     guard: Mapping[int, float]
     matches: pd.DataFrame = field(default_factory=_no_matches)
+    ss_sources: pd.DataFrame = field(default_factory=_no_ss_sources)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class Packet:
     """One alert: an Avro datum without framing."""
 
     alert_id: int  # diaSourceId
-    object_id: int
+    object_id: int  # diaObjectId, or ssObjectId where there is none
     datum: bytes
     trimmed: int = 0  # rows of history left out, so that the broker takes it
 
@@ -183,6 +194,9 @@ class DetectorResult:
     #: Cutout FITS files (difference, science, template) by diaSourceId: for a detector that must associate again.
     cutouts: Mapping[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
     matches: pd.DataFrame = field(default_factory=_no_matches)
+    ss_sources: pd.DataFrame = field(default_factory=_no_ss_sources)
+    #: Predictions, as in `History`: they too are for a detector that must associate again.
+    ss_objects: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)

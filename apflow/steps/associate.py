@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
 from apflow.catalogs import associate as catalogs
 from apflow.catalogs.forced import forced_rows, to_be_forced
+from apflow.catalogs.solar_system import predicted
 from apflow.config import Config
 from apflow.graph import node
 from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.interface import Wanted
 from apflow.model.exposure import Exposure
 from apflow.model.ids import mid_night
-from apflow.model.products import Associated, Difference, History
+from apflow.model.products import Associated, Difference, History, Plan
 from apflow.model.region import Region
-from apflow.model.visit import Visit
 from apflow.pixels.forced import forced_flux
 
 
 @node(waits=True)
-def read_history(visit: Visit, detector: int, region: Region, sources: pd.DataFrame, config: Config) -> History:
+def read_history(plan: Plan, detector: int, region: Region, sources: pd.DataFrame, config: Config) -> History:
     """What the PPDB holds of the region, once earlier visits on the same sky are settled.
 
     After measurement, immediately before association (DMTN-092 section 5):
-    what is read depends on where the new sources are.
+    what is read depends on where the new sources are. With it come the Solar
+    System objects predicted there at the time of the image.
     """
-    ppdb = open_ppdb(config.ppdb_url)
-    ppdb.awaitTurn(visit.visit, detector, config.timing.order_timeout_s)
+    ppdb, visit = open_ppdb(config.ppdb_url), plan.visit.visit
+    ppdb.awaitTurn(visit, detector, config.timing.order_timeout_s)
     # Without sources no rows are read whose time would matter: the middle of the night does.
-    mjd = float(sources["midpointMjdTai"].iloc[0]) if len(sources) else mid_night(visit.visit)
-    return load_history(region, sources, mjd, config)
+    mjd = float(sources["midpointMjdTai"].iloc[0]) if len(sources) else mid_night(visit)
+    history = load_history(region, sources, mjd, config)
+    path = plan.inputs[detector].ss_objects
+    if path is None or not len(sources):
+        return history
+    moving = predicted(pd.read_parquet(path), mjd)
+    near = region.grown(config.associate.margin_arcsec).contains(moving["ra"], moving["dec"])
+    return dataclasses.replace(history, ss_objects=moving[near].reset_index(drop=True))
 
 
 def load_history(region: Region, sources: pd.DataFrame, mjd_tai: float, config: Config) -> History:
@@ -48,7 +57,7 @@ def load_history(region: Region, sources: pd.DataFrame, mjd_tai: float, config: 
 
 @node
 def associate(sources: pd.DataFrame, history: History, config: Config) -> Associated:
-    """DiaSources to DiaObjects by globally optimal matching; the rest make new DiaObjects."""
+    """DiaSources to Solar System objects, then to DiaObjects by globally optimal matching; the rest make new ones."""
     settings = config.associate
     return catalogs.associate(
         sources,
@@ -57,6 +66,7 @@ def associate(sources: pd.DataFrame, history: History, config: Config) -> Associ
         position_floor_arcsec=settings.position_floor_arcsec,
         max_new_objects=settings.max_new_objects,
         history_days=settings.history_days,
+        ss_objects=history.ss_objects,
     )
 
 

@@ -104,6 +104,7 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
     region = detector_region(result.visit, result.detector, config)
     bare = result.sources.assign(diaObjectId=None)
     history = load_history(region, bare, result.mjd_mid_tai, config)
+    history = dataclasses.replace(history, ss_objects=result.ss_objects)
     associated = associate(bare, history, config)
     known = {*history.objects["diaObjectId"], *associated.objects["diaObjectId"]}
     forced = result.forced[result.forced["diaObjectId"].isin(known)]
@@ -114,6 +115,7 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
         objects=associated.objects,
         guard=associated.guard,
         matches=associated.matches,
+        ss_sources=associated.ss_sources,
         forced=forced,
         packets=packets_of(associated, history, forced, result.cutouts, config),
     )

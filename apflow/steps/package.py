@@ -16,6 +16,7 @@ from apflow.io.alerts.packets import build_packets
 from apflow.io.butler import output_path
 from apflow.io.fits import write_exposure
 from apflow.io.metrics import write_bundle
+from apflow.io.ppdb import open_ppdb
 from apflow.io.tables import write_table
 from apflow.model.exposure import Exposure
 from apflow.model.ids import day_obs_of
@@ -56,6 +57,7 @@ METRIC_UNITS: Mapping[str, str] = {
     "n_snaps_missing": "ct",
     "n_sources": "ct",
     "n_new_objects": "ct",
+    "n_ss_sources": "ct",
     "n_forced": "ct",
     "n_alerts_trimmed": "ct",
 }
@@ -84,6 +86,7 @@ def package_alerts(
         "n_snaps_missing": float(len(snaps.missing)),
         "n_sources": float(len(associated.sources)),
         "n_new_objects": float((~known).sum()),
+        "n_ss_sources": float(len(associated.ss_sources)),
         "n_forced": float(len(forced)),
         "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
     }
@@ -103,6 +106,8 @@ def package_alerts(
         metrics=metrics,
         cutouts=stamps,
         matches=associated.matches,
+        ss_sources=associated.ss_sources,
+        ss_objects=history.ss_objects,
     )
 
 
@@ -119,7 +124,8 @@ def packets_of(
     stamps: Mapping[int, tuple[bytes, bytes, bytes]],
     config: Config,
 ) -> tuple[Packet, ...]:
-    """One alert packet for each DiaSource."""
+    """One alert packet for each DiaSource; orbits of Solar System objects are read where there are any."""
+    names = associated.ss_sources["designation"].dropna()
     return build_packets(
         associated.sources,
         associated.objects,
@@ -130,6 +136,8 @@ def packets_of(
         history_days=config.associate.history_days,
         nan_for_null=config.packets.nan_for_null,
         max_message_bytes=config.kafka.max_message_bytes,
+        ss_sources=associated.ss_sources,
+        orbits=open_ppdb(config.ppdb_url).getOrbits(names.tolist()) if len(names) else None,
     )
 
 

@@ -39,7 +39,7 @@ ENTRY = np.dtype(
     ]
 )
 _MAGIC = b"apflow: alerts in a file, 1".ljust(ENTRY.itemsize - SYNC)
-_WANTED = ("diaSourceId", "visit", "detector", "diaObjectId")
+_WANTED = ("diaSourceId", "visit", "detector", "diaObjectId", "ssObjectId")
 
 
 def entries_of(rows: list[OutboxRow]) -> NDArray[Any]:
@@ -141,8 +141,8 @@ def _scan(file: BinaryIO, head: Head, path: Path) -> Iterator[tuple[int, ...]]:
             record: Any = fastavro.schemaless_reader(io.BytesIO(datum), schema, None)
         except (DataError, ValueError, EOFError, IndexError, UnicodeDecodeError) as error:
             raise DataError(f"alert archive {path}: the alert at {offset} cannot be decoded: {error}") from error
-        alert_id, visit, detector, object_id = (record["diaSource"][name] for name in _WANTED)
-        yield alert_id, object_id or 0, visit, detector, zlib.crc32(datum), length, offset
+        alert_id, visit, detector, object_id, moving = (record["diaSource"][name] for name in _WANTED)
+        yield alert_id, object_id or moving or 0, visit, detector, zlib.crc32(datum), length, offset
 
 
 def _until_ids(schema: Any) -> Any:

@@ -108,7 +108,8 @@ def build_packets(
     }
     stamps = [cutouts.get(i, (None, None, None)) for i in ids.tolist()]
     values |= {name: [s[k] for s in stamps] for k, name in enumerate(_STAMPS)}
-    return _packets(schema, values, ids, object_ids, max_message_bytes)
+    moving = np.where(new.known[new.position["ssObjectId"]], new.column("ssObjectId"), 0)
+    return _packets(schema, values, ids, np.where(object_ids != 0, object_ids, moving), max_message_bytes)
 
 
 @dataclass(frozen=True)

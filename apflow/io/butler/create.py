@@ -22,6 +22,7 @@ DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("defects", ("instrument", "detector"), "ApflowImage", True),
     ("template_coadd", ("skymap", "tract", "patch", "band"), "ApflowExposure", False),
     ("reference_catalog", ("htm7",), "DataFrame", False),
+    (paths.SS_OBJECTS, ("instrument", "group", "detector"), "ArrowAstropy", False),
     ("difference_image", _DETECTOR_VISIT, "ApflowExposure", False),
     ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
@@ -76,10 +77,11 @@ def _make(root: Path, camera: Camera) -> None:
                 DatasetType(name, dimensions, storage_class, universe=butler.dimensions, isCalibration=calib)
             )
         instrument = camera.instrument
-        inputs = [paths.raw_run(instrument), paths.calib_collection(instrument), paths.REFERENCE_RUN]
-        butler.collections.register(inputs[0], CollectionType.RUN)
+        runs = [paths.raw_run(instrument), paths.REFERENCE_RUN, paths.ephemerides_run(instrument)]
+        inputs = [runs[0], paths.calib_collection(instrument), *runs[1:]]
         butler.collections.register(inputs[1], CollectionType.CALIBRATION)
-        butler.collections.register(inputs[2], CollectionType.RUN)
+        for run in runs:
+            butler.collections.register(run, CollectionType.RUN)
         for chain, children in ((paths.defaults_chain(instrument), inputs), (paths.prompt_chain(instrument), [])):
             butler.collections.register(chain, CollectionType.CHAINED)
             butler.collections.redefine_chain(chain, children)

@@ -208,3 +208,50 @@ def ingest_reference(repository: Repository, stars: pd.DataFrame) -> int:
         files.append((path, "reference_catalog", {"htm7": int(str(number))}))
     ingest(butler, run, files)
     return len(files)
+
+
+def ingest_ss_objects(repository: Repository, group: str, objects: Mapping[int, pd.DataFrame]) -> int:
+    """Store positions of Solar System objects predicted for a visit, before or after its images are known.
+
+    Parameters
+    ----------
+    repository : `Repository`
+    group : `str`
+        Of the visit: what is known of it before its images exist.
+    objects : mapping of `int` to `pandas.DataFrame`
+        By detector: ssObjectId, ra, dec, their errors, and what else
+        `apflow.catalogs.solar_system.predicted` takes. They replace those that
+        are there.
+
+    Returns
+    -------
+    stored : `int`
+        How many detectors' positions were stored.
+
+    Raises
+    ------
+    BadRequest
+        Unknown detector, or a column is missing.
+    """
+    butler, camera = repository.butler, repository.camera
+    if not group:
+        raise BadRequest("predictions of SSObjects for group ''; accepted: the group of a visit")
+    ids = {d: camera.detector(d).id for d in objects}
+    for detector, table in objects.items():
+        errors = {"raErr", "decErr"} if "raErr" in table.columns else {"Err(arcsec)"}
+        missing = {"ssObjectId", "ra", "dec", *errors} - set(table.columns)
+        if missing:
+            raise BadRequest(
+                f"predictions of SSObjects of detector {detector} have no column {sorted(missing)[0]!r}; accepted: "
+                "ssObjectId, ra, dec, and raErr with decErr or Err(arcsec)"
+            )
+    files: list[tuple[Path, str, Mapping[str, Any]]] = []
+    for detector, table in objects.items():
+        path = paths.ss_objects_path(repository.root, camera.instrument, group, ids[detector])
+        write_table(path, table)
+        data_id = {"instrument": camera.instrument, "group": group, "detector": ids[detector]}
+        files.append((path, paths.SS_OBJECTS, data_id))
+    record = {"instrument": camera.instrument, "name": group}
+    butler.registry.insertDimensionData("group", record, skip_existing=True)
+    ingest(butler, paths.ephemerides_run(camera.instrument), files)
+    return len(files)

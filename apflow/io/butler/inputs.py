@@ -36,7 +36,8 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
     -------
     inputs : `dict` [`int`, `Inputs`]
         By detector; a calib is None where none is valid, templates and
-        reference shards are empty where none overlaps.
+        reference shards are empty where none overlaps; predictions of Solar
+        System objects are None where nobody made any.
     """
     regions = {
         d: camera.region(camera.detector(d), visit.ra_deg, visit.dec_deg, visit.rotation_deg, _MARGIN_ARCSEC)
@@ -47,8 +48,10 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
     skymap, cells, templates = _templates(repository, regions, band)
     shards = {d: _shards(region) for d, region in regions.items()}
     reference = _reference(repository, {s for of in shards.values() for s in of})
+    moving = _ss_objects(repository, visit.group)
     local = _local_paths(
-        repository, [*templates.values(), *reference.values(), *(r for k in calibs.values() for r in k.values())]
+        repository,
+        [*templates.values(), *reference.values(), *moving.values(), *(r for k in calibs.values() for r in k.values())],
     )
     found: dict[int, Inputs] = {}
     for d in detectors:
@@ -58,6 +61,7 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
             templates=tuple((t, p, local[templates[t, p].id]) for t, p in cells[d] if (t, p) in templates),
             reference=tuple(local[reference[s].id] for s in shards[d] if s in reference),
             skymap=skymap,
+            ss_objects=local[moving[d].id] if d in moving else None,
         )
     return found
 
@@ -129,6 +133,16 @@ def _reference(repository: Repository, shards: set[int]) -> dict[int, DatasetRef
         bounds = {"low": min(shards), "high": max(shards)}
         refs = datasets.where("htm7 >= low AND htm7 <= high", bind=bounds)
         return {int(ref.dataId["htm7"]): ref for ref in refs if ref.dataId["htm7"] in shards}
+
+
+def _ss_objects(repository: Repository, group: str) -> dict[int, DatasetRef]:
+    """Predictions of Solar System objects by detector."""
+    if not group:
+        return {}
+    run = paths.ephemerides_run(repository.instrument)
+    with repository.butler.query() as query:
+        datasets = query.datasets(paths.SS_OBJECTS, run)
+        return {int(r.dataId["detector"]): r for r in datasets.where(instrument=repository.instrument, group=group)}
 
 
 def _local_paths(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:

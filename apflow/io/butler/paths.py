@@ -68,7 +68,20 @@ def template_run(skymap: str) -> str:
     return f"templates/{skymap}"
 
 
+def ephemerides_run(instrument: str) -> str:
+    """RUN collection of predicted positions of Solar System objects."""
+    return f"{instrument}/ephemerides"
+
+
+def ss_objects_path(root: Path, instrument: str, group: str, detector: int) -> Path:
+    """Path of the positions predicted for a detector-visit, which may be known before its images are."""
+    name = f"{SS_OBJECTS}_{instrument}_{detector:03d}.parquet"
+    return root / ephemerides_run(instrument) / _safe(group) / name
+
+
 REFERENCE_RUN = "refcats"
+#: Dataset type of predicted positions of Solar System objects, as Rubin calls it.
+SS_OBJECTS = "preloaded_SsObjects"
 
 
 def group_folder(root: str | Path, instrument: str, group: str) -> Path:

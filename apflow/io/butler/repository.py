@@ -125,6 +125,13 @@ class Repository:
         return ingest_reference(self, stars)
 
     @_service
+    def ingest_ss_objects(self, group: str, objects: Mapping[int, pd.DataFrame]) -> int:
+        """Store predicted positions of Solar System objects; see `apflow.io.butler.ingest.ingest_ss_objects`."""
+        from apflow.io.butler.ingest import ingest_ss_objects
+
+        return ingest_ss_objects(self, group, objects)
+
+    @_service
     def ingest_raws(
         self, files: Iterable[str | Path], transfer: str = "copy", arrived_unix: Mapping[Path, float] | None = None
     ) -> list[Ingested]:

@@ -15,7 +15,10 @@ from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.products import DetectorResult, OutboxRow
 
-_FRAMES = {"DiaSource": "sources", "DiaObject": "objects", "DiaForcedSource": "forced", MATCHES: "matches"}
+_FRAMES = {
+    **{"DiaSource": "sources", "DiaObject": "objects", "DiaForcedSource": "forced"},
+    **{MATCHES: "matches", "SSSource": "ss_sources"},
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from apflow.errors import BadRequest
+from apflow.io.ppdb.tables import select_list, to_frame
 from apflow.model.ledger import Outcome
 from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
@@ -171,6 +172,13 @@ class Ppdb(ABC):
     @abstractmethod
     def loadDrpObjects(self, objects: pd.DataFrame) -> int:
         """Add DRP Objects (columns as in `History.drp`); one that is there is replaced. Gives the number of rows."""
+
+    def getOrbits(self, designations: Sequence[str]) -> pd.DataFrame:
+        """Rows of mpc_orbits by designation, with times as datetime64; none for a designation that is not there."""
+        names = ", ".join("'" + d.replace("'", "''") + "'" for d in sorted(set(designations))) or "NULL"
+        rows = self.select(f"SELECT {select_list('mpc_orbits')} FROM mpc_orbits WHERE designation IN ({names})")
+        times = {c: rows.column(c).to_pandas() for c in rows.column_names if pa.types.is_timestamp(rows[c].type)}
+        return to_frame(rows, "mpc_orbits").assign(**times)
 
     @abstractmethod
     def withdraw(self, dia_source_ids: Sequence[int], mjd_tai: float) -> int:

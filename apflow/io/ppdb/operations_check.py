@@ -105,6 +105,7 @@ def _not_in_ledger(table: str) -> str:
 
 
 _SAME_OBJECT = 'o."diaObjectId" = t."diaObjectId"'
+_SAME_SOURCE = 'o."diaSourceId" = t."diaSourceId"'
 _RULES = (
     _Rule(
         "a DiaObject has one current version",
@@ -141,6 +142,13 @@ _RULES = (
     _Rule(
         "a match has a DiaObject",
         _without("DiaObject_To_Object_Match", '"diaObjectId", "objectId"', "true", "DiaObject", _SAME_OBJECT),
+        _RESTORE,
+    ),
+    _Rule(
+        "an SSSource has a DiaSource of its SSObject",
+        _without(
+            "SSSource", '"diaSourceId"', "true", "DiaSource", f'{_SAME_SOURCE} AND o."ssObjectId" = t."ssObjectId"'
+        ),
         _RESTORE,
     ),
     _Rule(

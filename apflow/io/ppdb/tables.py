@@ -21,13 +21,12 @@ from apflow.model.schema import Column, Table
 SKY_TABLES = ("DiaObject", "DiaSource", "DiaForcedSource")
 MATCHES = "DiaObject_To_Object_Match"
 #: Tables that a batch is written to.
-BATCH_TABLES = (*SKY_TABLES, MATCHES)
+BATCH_TABLES = (*SKY_TABLES, MATCHES, "SSSource")
 #: Tables of apdb.yaml that are kept.
 APDB_TABLES = (
     *BATCH_TABLES,
     "DiaObjectLast",
     "SSObject",
-    "SSSource",
     "mpc_orbits",
     "DetectorVisitProcessingSummary",
     "metadata",

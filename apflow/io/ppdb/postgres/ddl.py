@@ -49,6 +49,7 @@ _INDEXES = (
     ("DiaForcedSource", ("visit", "detector")),
     ("DiaObject_To_Object_Match", ("objectId",)),
     ("SSSource", ("ssObjectId",)),
+    ("mpc_orbits", ("designation",)),
 )
 #: View of DiaObject with the versions closed.
 VERSIONS = "DiaObjectVersion"

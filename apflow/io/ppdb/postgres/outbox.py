@@ -69,6 +69,12 @@ def refuse(con: Connection, causes: Mapping[int, str]) -> None:
 
 def mark_published(con: Connection, ids: Sequence[int], when_unix: float) -> None:
     """See `Ppdb.markPublished`."""
+    # Whoever marks the rest of a detector's alerts waits here: neither would see what the other has not committed.
+    con.execute(
+        "SELECT FROM ledger WHERE (visit, detector) IN (SELECT visit, detector FROM outbox "
+        "WHERE alert_id = ANY(%s::int8[])) ORDER BY instrument, visit, detector FOR UPDATE",
+        [list(ids)],
+    )
     con.execute(
         "UPDATE outbox SET published_unix = %s, claim = NULL, claimed_until_unix = NULL "
         "WHERE published_unix IS NULL AND alert_id = ANY(%s::int8[])",

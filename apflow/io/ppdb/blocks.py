@@ -40,8 +40,8 @@ class Layout:
     ----------
     names
         The columns in the order of the memory: texts last.
-    width
-        Bytes a value, 0 for text.
+    types, width
+        Type of the values, and their bytes; 0 for text.
     null
         What stands for null, as bits: NaN in a float column.
     mask, text
@@ -57,7 +57,8 @@ class Layout:
         order = sorted(by_type, key=lambda t: (t == "str", t in _MASKED))
         places = [place for kind in order for place in by_type[kind]]
         kinds = [kind for kind in order for _ in by_type[kind]]
-        types = [np.dtype("V0" if k == "str" else _MASKED.get(k, (k,))[0]) for k in kinds]
+        types = tuple(np.dtype("V0" if k == "str" else _MASKED.get(k, (k,))[0]) for k in kinds)
+        self.types = types
         self.names = tuple(table.columns[place].name for place in places)
         self.width = np.array([t.itemsize for t in types], np.int64)
         self.null = np.array([_nan_bits(t) for t in types], np.uint64)

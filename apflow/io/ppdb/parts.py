@@ -58,9 +58,26 @@ def _near(ra: Any, dec: Any, object_ra: Any, object_dec: Any, radius_arcsec: flo
 
 def history_part(rows: pa.Table, name: str, ids: Sequence[I8], since: Any, until: Any) -> Part:
     """Rows of the objects of each detector within its time, by time and id."""
+    row_id, mjd, objects = (rows.column(c).to_numpy() for c in (ROW_ID[name], "midpointMjdTai", "diaObjectId"))
+    return Part(rows, *history_order(row_id, mjd, objects, ids, since, until))
+
+
+def history_order(row_id: I8, mjd: Any, objects: I8, ids: Sequence[I8], since: Any, until: Any) -> tuple[I8, I8]:
+    """`take` and `offsets`, see `Part`, of the rows of each detector within its time, by time and id.
+
+    Parameters
+    ----------
+    row_id, mjd, objects
+        Id, time and DiaObject of each row.
+    ids
+        DiaObjects of each detector.
+    since, until
+        Time of each detector.
+    """
+    n = max(len(row_id), 1)
     every = np.unique(np.concatenate(ids))
-    order = _order(rows, ROW_ID[name], "midpointMjdTai")
-    mine = np.searchsorted(every, rows.column("diaObjectId").to_numpy()[order])
+    order = _order(row_id, mjd)
+    mine = np.searchsorted(every, objects[order])
     by_object = np.argsort(mine, kind="stable")
     starts = np.searchsorted(mine[by_object], np.arange(len(every) + 1))
     # A detector's objects, each with its rows: by_object[first[j]:first[j] + count[j]].
@@ -69,23 +86,23 @@ def history_part(rows: pa.Table, name: str, ids: Sequence[I8], since: Any, until
     end = np.cumsum(count)
     take = by_object[np.arange(end[-1] if len(end) else 0) - np.repeat(end - count - first, count)]
     detector = np.repeat(np.repeat(np.arange(len(ids)), [len(i) for i in ids]), count)
-    time = rows.column("midpointMjdTai").to_numpy()[order[take]]
+    time = mjd[order[take]]
     keep = (time >= since[detector]) & (time <= until[detector])
     # One number for detector and place: sorting it sorts both.
-    place = np.sort(detector[keep] * max(rows.num_rows, 1) + take[keep])
-    detector, take = np.divmod(place, max(rows.num_rows, 1))
-    return Part(rows, order[take], np.searchsorted(detector, np.arange(len(ids) + 1)))
+    place = np.sort(detector[keep] * n + take[keep])
+    detector, take = np.divmod(place, n)
+    return order[take], np.searchsorted(detector, np.arange(len(ids) + 1))
 
 
 def ordered(rows: pa.Table, *columns: str) -> pa.Table:
     """Rows in order, last column first. Not in SQL: most come in order, and moving all columns costs more."""
-    order = _order(rows, *columns)
+    order = _order(*(rows.column(c).to_numpy() for c in columns))
     return rows if (order[1:] > order[:-1]).all() else rows.take(pa.array(order))
 
 
-def _order(rows: pa.Table, *columns: str) -> I8:
-    keys = [rows.column(c).to_numpy() for c in columns]
-    later = np.zeros(max(rows.num_rows - 1, 0), bool)
+def _order(*keys: NDArray[Any]) -> I8:
+    """Indices that put rows in the order of some keys, the last one first."""
+    later = np.zeros(max(len(keys[0]) - 1, 0), bool)
     for key in keys:
         later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
-    return np.arange(rows.num_rows) if later.all() else np.lexsort(keys)
+    return np.arange(len(keys[0])) if later.all() else np.lexsort(keys)

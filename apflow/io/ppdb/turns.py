@@ -102,11 +102,7 @@ class Turns:
 
     def _before(self, key: Key, mine: Expected) -> list[Key]:
         instrument, visit, _ = key
-        return [
-            k
-            for k, e in self._expected.items()
-            if k[0] == instrument and k[1] < visit and e.overlaps(mine)
-        ]
+        return [k for k, e in self._expected.items() if k[0] == instrument and k[1] < visit and e.overlaps(mine)]
 
 
 def to_text(region: Region) -> str:

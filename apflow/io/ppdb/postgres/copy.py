@@ -172,7 +172,7 @@ def decode(
     place = np.empty((int(text.max(initial=-1)) + 1, room, 2), np.int64)
     rows, column, found = wire.read_rows(data, begin, packed, width, starts[:-1], block, valid, text, place)
     if column >= 0:
-        raise DataError(_misfit(rows, column, found, names, types))
+        raise DataError(misfit(rows, column, found, names, types))
     valid = valid[:, :rows]
     bitmaps = [
         None if whole else pa.py_buffer(np.packbits(flags, bitorder="little"))
@@ -181,13 +181,13 @@ def decode(
     columns = [
         _column(kind, block[starts[c] : starts[c] + width[c] * rows], bitmaps[c])
         if width[c]
-        else _texts(kind, data, place[text[c], :rows], bitmaps[c])
+        else texts(kind, data, place[text[c], :rows], bitmaps[c])
         for c, kind in enumerate(types)
     ]
     return pa.table(columns, names=list(names))
 
 
-def _misfit(row: int, column: int, found: int, names: Sequence[str], types: Sequence[str]) -> str:
+def misfit(row: int, column: int, found: int, names: Sequence[str], types: Sequence[str]) -> str:
     if column < len(names):
         kind = types[column]
         return f"row {row}, column {names[column]} has {found} bytes; accepted: the {_WIDTH[kind]} of {kind}"
@@ -205,7 +205,7 @@ def _column(kind: str, values: NDArray[np.uint8], bitmap: pa.Buffer | None) -> p
     return pa.Array.from_buffers(ARROW[kind], len(values) // _WIDTH[kind], [bitmap, pa.py_buffer(values)])
 
 
-def _texts(kind: str, data: NDArray[np.uint8], place: NDArray[np.int64], bitmap: pa.Buffer | None) -> pa.Array:
+def texts(kind: str, data: NDArray[np.uint8], place: NDArray[np.int64], bitmap: pa.Buffer | None) -> pa.Array:
     offsets = np.zeros(len(place) + 1, np.int32)
     np.cumsum(place[:, 1] - place[:, 0], out=offsets[1:])
     out = np.empty(int(offsets[-1]), np.uint8)

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from apflow.errors import BadRequest
-from apflow.io.ppdb.drp import DRP_MARGIN_ARCSEC
-from apflow.io.ppdb.interface import Wanted
-from apflow.io.ppdb.parts import I8, ROW_ID, Part, history_part, ids_near, ordered, part_of
+from apflow.io.ppdb.parts import I8, ROW_ID, Part, ordered, part_of
 from apflow.io.ppdb.postgres import ddl
 from apflow.io.ppdb.postgres.copy import columns_sql, copy_out, fetch, ids_sql
 from apflow.io.ppdb.postgres.pool import Connection
@@ -90,24 +88,6 @@ def _versions(con: Connection, last: pa.Table, which: I8) -> pa.Table:
     )
     arrays = [last.column(c).to_numpy()[which] for c in _LAST[:2]]
     return ordered(_rows(con, asked, arrays, ()), "diaObjectId")
-
-
-def history(
-    con: Connection, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
-) -> dict[str, Part]:
-    """See `Ppdb.getHistory`: DiaObject, DiaSource, DiaForcedSource and DrpObject."""
-    last, inside = _current(con, [w.region.grown(margin_arcsec) for w in wanted])
-    known, ra, dec = (last.column(c).to_numpy() for c in ("diaObjectId", "ra", "dec"))
-    every = np.unique(np.concatenate(inside))
-    parts = {"DiaObject": part_of(_versions(con, last, every), [np.searchsorted(every, i) for i in inside])}
-    near = ids_near(wanted, [known[i] for i in inside], known, ra, dec, radius_arcsec)
-    stop = np.array([w.mjd_tai for w in wanted])
-    ids = np.unique(np.concatenate(near))
-    for name in ROW_ID:
-        rows = _since(con, name, ids, float(stop.min() - days), float(stop.max()))
-        parts[name] = history_part(rows, name, near, stop - days, stop)
-    parts["DrpObject"] = drp_objects(con, [w.region.grown(DRP_MARGIN_ARCSEC) for w in wanted])
-    return parts
 
 
 def _since(con: Connection, name: str, ids: I8, since_mjd: float, until_mjd: float) -> pa.Table:

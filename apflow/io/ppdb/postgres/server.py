@@ -15,6 +15,7 @@ from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
 from apflow.io.ppdb.postgres import ddl, operating, outbox, partitions, reading, storing, turns
 from apflow.io.ppdb.postgres.connect import display
+from apflow.io.ppdb.postgres.history import histories
 from apflow.io.ppdb.postgres.pool import LOOK_UP, READ, WRITE, Connection
 from apflow.io.ppdb.postgres.shared import Shared, shared
 from apflow.io.ppdb.tables import APDB_TABLES, cut, to_arrow, to_frame
@@ -113,9 +114,7 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         if not wanted:
             return []
-        parts = self._look_up(reading.history, wanted, margin_arcsec, radius_arcsec, days)
-        columns = [cut(p.rows, p.take, p.offsets, name) for name, p in parts.items()]
-        return [History(*frames) for frames in zip(*columns, strict=True)]
+        return self._look_up(histories, wanted, margin_arcsec, radius_arcsec, days)
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""

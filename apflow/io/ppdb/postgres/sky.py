@@ -31,6 +31,11 @@ def regions_condition(regions: Sequence[Region]) -> sql.SQL:
     return cells_condition(np.concatenate([pixels(r, _REGION_ORDER) for r in regions]), _REGION_ORDER)
 
 
+def region_ranges(regions: Sequence[Region]) -> I8:
+    """First and last pixelId of ranges that hold every point of some regions, shape (n, 2)."""
+    return _ranges(np.concatenate([pixels(r, _REGION_ORDER) for r in regions]), _REGION_ORDER)
+
+
 def cells_condition(cells: I8, order: int) -> sql.SQL:
     """SQL that holds for the pixelId of every point in some HEALPix pixels of an order.
 

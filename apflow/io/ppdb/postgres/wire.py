@@ -229,6 +229,88 @@ def _take_places(buffer: Bytes, at: Ints, place: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
+def find_rows(buffer: Bytes, width: Ints, fields: Ints) -> tuple[int, int, int]:
+    """Where each value of packed rows begins, -1 for null.
+
+    Parameters
+    ----------
+    buffer, width
+        See `read_rows`.
+    fields
+        Output, shape (columns, rows): as many rows as there must be.
+
+    Returns
+    -------
+    tuple
+        See `read_rows`; the number of rows may be less than there must be.
+    """
+    rows, end, column, found = _find_fields(buffer, 0, True, width, fields)
+    if column < 0 and end != len(buffer):
+        return rows, len(width), len(width)
+    return rows, column, found
+
+
+@njit(cache=True, nogil=True)
+def take_column(buffer: Bytes, at: Ints, width: int, block: Bytes) -> None:
+    """Put values of one width that begin at `at` into a block."""
+    _take_values(buffer, at, width, block, 0)
+
+
+@njit(cache=True, nogil=True)
+def take_rows(
+    buffer: Bytes,
+    fields: Ints,
+    take: Ints,
+    width: Ints,
+    null: NDArray[np.uint64],
+    mask: Ints,
+    text: Ints,
+    start: Ints,
+    block: Bytes,
+    masks: Bytes,
+    place: Ints,
+) -> None:
+    """Put some rows, in some order, where a frame wants them.
+
+    Parameters
+    ----------
+    buffer, fields
+        The rows, and what `find_rows` found.
+    take
+        Which rows, in which order.
+    width, null, mask, text
+        Per column, see `apflow.io.ppdb.blocks.Layout`.
+    start, block, masks, place
+        Output: see `read_rows`; the flags are 1 for null.
+    """
+    some = np.empty(_TILE, np.int64)
+    for first in range(0, len(take), _TILE):
+        which = take[first : first + _TILE]
+        at = some[: len(which)]
+        for c in range(len(width)):
+            for i in range(len(which)):
+                at[i] = fields[c, which[i]]
+            if width[c] == 0:
+                _take_places(buffer, at, place[text[c], first:])
+                continue
+            _take_values(buffer, at, width[c], block, start[c] // width[c] + first)
+            if mask[c] >= 0:
+                masks[mask[c], first : first + len(which)] = at < 0
+            elif null[c]:
+                _put_nulls(at, width[c], null[c], block, start[c] // width[c] + first)
+
+
+@njit(cache=True, nogil=True)
+def _put_nulls(at: Ints, width: int, null: np.uint64, block: Bytes, first: int) -> None:
+    for i in range(len(at)):
+        if at[i] < 0:
+            if width == 4:
+                block.view(np.uint32)[first + i] = np.uint32(null)
+            else:
+                block.view(np.uint64)[first + i] = null
+
+
+@njit(cache=True, nogil=True)
 def gather(buffer: Bytes, place: Ints, offsets: NDArray[np.int32], out: Bytes) -> None:
     """Lay texts end to end: the i-th, ``buffer[place[i, 0]:place[i, 1]]``, from ``offsets[i]`` on."""
     for row in range(len(place)):

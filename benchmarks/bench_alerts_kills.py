@@ -31,7 +31,6 @@ from apflow.io.ppdb import open_ppdb
 from apflow.operate.services import KafkaBroker, PostgresServer
 
 VICTIMS = ("publisher", "worker", "broker", "database")
-PUBLISHERS = 2
 #: Visits that the worker may be ahead of the publishers.
 AHEAD = 12
 #: Without any progress for so long, a run is given up: longer than the lease of a claim.
@@ -52,10 +51,14 @@ class Flood:
     database : `~apflow.operate.services.PostgresServer`, optional
         None where the PPDB is a DuckDB file: this process must not open it, as it would own it.
     n : `int`
-        Whole visits of them.
+        Whole visits of them; may be raised later.
+    publishers : `int`
+        How many deliver at the same time.
     """
 
-    def __init__(self, config: Config, broker: KafkaBroker, database: PostgresServer | None, n: int) -> None:
+    def __init__(
+        self, config: Config, broker: KafkaBroker, database: PostgresServer | None, n: int, publishers: int = 2
+    ) -> None:
         self._config, self._broker, self._database = config, broker, database
         self.n = n
         self.journals: list[Journal] = []
@@ -66,7 +69,7 @@ class Flood:
         self._given: int | None = None
         self._owner = None if database else self._new_owner()
         self._worker = Process.start(store, config)
-        self._publishers = [self._new_publisher() for _ in range(PUBLISHERS)]
+        self._publishers = [self._new_publisher() for _ in range(publishers)]
         self._told = time.monotonic()
 
     def _new_owner(self) -> Process:
@@ -80,6 +83,16 @@ class Flood:
     def n_marked(self) -> int:
         """Alerts that publishers said they marked."""
         return sum(len(j.marked) for j in self.journals)
+
+    @property
+    def n_taken(self) -> int:
+        """Alerts that publishers took and did not mark: being sent, or abandoned."""
+        return sum(j.unfinished().total() for j in self.journals)
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether the worker has a visit to archive and store."""
+        return self._given is not None
 
     def step(self) -> None:
         """Hear what the processes say, and give the worker its next visit."""
@@ -113,8 +126,8 @@ class Flood:
                 self._told = time.monotonic()
             elif what == "failed":
                 journal.failures.append(values[0])
-            elif what == "idle" and values[0] and EACH * len(self.stored) >= self.n:
-                self.is_done = True
+            elif what == "idle":
+                self.is_done = values[0] and EACH * len(self.stored) >= self.n
 
     def kill(self, victim: str) -> None:
         """Kill one of VICTIMS; it is started again, servers after a moment and while the rest goes on."""
@@ -238,8 +251,7 @@ def report(kind: str, transactional_id: str, flood: Flood, tally: Tally, seconds
     taken = sum(len(ids) for j in flood.journals for ids in j.claims.values())
     more = {"alerts": flood.n, "kills": dict(flood.kills), "seconds": round(seconds, 1)}
     say(f"{name}_lost", tally.lost(flood.n), "alerts", **more)
-    unmarked = sum(j.unfinished().total() for j in flood.journals)
-    say(f"{name}_duplicated", tally.duplicated, "alerts", taken=taken, taken_and_not_marked=unmarked)
+    say(f"{name}_duplicated", tally.duplicated, "alerts", taken=taken, taken_and_not_marked=flood.n_taken)
     say(f"{name}_unexplained", tally.unexplained(flood.journals), "alerts")
     say(f"{name}_different", tally.different, "messages")
 

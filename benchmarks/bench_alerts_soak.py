@@ -79,9 +79,9 @@ def watch(publisher: Process, broker: KafkaBroker, topic: str) -> Iterator[Sampl
             )
 
 
-def soak(config: Config, broker: KafkaBroker, n: int) -> tuple[list[Sample], tuple[int, int, int]]:
+def soak(config: Config, broker: KafkaBroker, n: int, idle_s: float = 5.0) -> tuple[list[Sample], tuple[int, int, int]]:
     """Send `n` alerts; gives the samples, and how many alerts were lost, came twice, or were not the same."""
-    consumer = Process.start(consume, config.kafka, n, 5.0)
+    consumer = Process.start(consume, config.kafka, n, idle_s)
     publisher = Process.start(run_visits, config, n // EACH)
     try:
         consumer.expect("reads")

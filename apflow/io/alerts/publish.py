@@ -252,7 +252,15 @@ def holder() -> str:
 def _is_dead(claim: str) -> bool:
     """Whether the claim's process ran on this machine and is gone; one whose number was taken again is not known."""
     machine, pid = claim.split(":")[:2]
-    return machine == _machine() and not psutil.pid_exists(int(pid))
+    return machine == _machine() and not _runs(int(pid))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        # Where nobody reaps orphans, as in many containers, they stay as zombies.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _machine() -> str:

@@ -85,7 +85,9 @@ class TransactionalSink(KafkaSink):
             if identity == self._identity:
                 self._drop()
         try:
-            make(Producer, self._settings(identity), self._kafka).init_transactions(_COORDINATOR_S)
+            producer = make(Producer, self._settings(identity), self._kafka)
+            producer.init_transactions(_COORDINATOR_S)
+            self._require_markers(producer)  # the claim's publisher may have ended before it came to that
             marker = self._marker(claim.name)
         except KafkaException as error:
             raise service_error(error.args[0], self._kafka, doing=f"settling {claim.name}") from None
@@ -130,13 +132,15 @@ class TransactionalSink(KafkaSink):
     def _connect(self, producer: Producer) -> None:
         super()._connect(producer)
         try:
-            if self._markers not in producer.list_topics(timeout=_COORDINATOR_S).topics:
-                self._make_markers()
+            self._require_markers(producer)
             producer.init_transactions(_COORDINATOR_S)
         except KafkaException as error:
             raise self._is_down(error.args[0]) from None
 
-    def _make_markers(self) -> None:
+    def _require_markers(self, producer: Producer) -> None:
+        """Make the topic of the markers where it is missing."""
+        if self._markers in producer.list_topics(timeout=_COORDINATOR_S).topics:
+            return
         new = NewTopic(self._markers, 1, -1, config={"retention.ms": str(_KEPT_DAYS * 86_400_000)})
         admin = make(AdminClient, client_settings(self._kafka), self._kafka)
         try:

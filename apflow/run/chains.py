@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from distributed import Future
 
@@ -56,6 +56,7 @@ class Chain:
     worker: str | None = None
     future: Future[Any] | None = None
     ended: bool = False
+    revived: bool = False  # it ended, and its result was lost
     over: set[Promise] = field(default_factory=set)  # waits that came to their ends, be the result lost again or not
 
     @property
@@ -106,6 +107,7 @@ class Chains:
     post: Post
     by_index: dict[int, Chain] = field(default_factory=dict)
     _fresh: list[tuple[int, Future[Any] | Ended]] = field(default_factory=list)
+    _regained: list[tuple[int, Future[Any] | Ended]] = field(default_factory=list)
     _changes: list[tuple[str, ChainId]] = field(default_factory=list)
     _admitted: list[Chain] = field(default_factory=list)
 
@@ -136,6 +138,23 @@ class Chains:
         """Detectors that ended since last asked."""
         fresh, self._fresh = self._fresh, []
         return fresh
+
+    def take_regained(self) -> list[tuple[int, Future[Any] | Ended]]:
+        """Detectors that ended once more since last asked; see `revive`."""
+        regained, self._regained = self._regained, []
+        return regained
+
+    def revive(self, future: Future[Any]) -> int:
+        """Begin a chain anew whose result is lost; gives its detector.
+
+        Dask would compute it again only on the worker that it was pinned to, which may be gone.
+        """
+        _, label = cast(tuple[str, str], future.key)
+        chain = next(chain for chain in self.by_index.values() if chain.label == label)
+        chain.ended, chain.revived = False, True
+        if not self._gave_up(chain, future):
+            self._again(chain)
+        return chain.detector
 
     # What is posted.
 
@@ -236,7 +255,7 @@ class Chains:
     def _end(self, chain: Chain, result: Future[Any] | Ended) -> None:
         chain.ended = True
         chain.release_waits()
-        self._fresh.append((chain.detector, result))
+        (self._regained if chain.revived else self._fresh).append((chain.detector, result))
         self.desk.ended(self.tasks.visit, chain.detector, result if isinstance(result, Ended) else None)
         self._changes.append(("leave", chain.id))
 

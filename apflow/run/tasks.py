@@ -64,6 +64,7 @@ class Group:
     fetch: bool = True  # bring what nobody in the group takes to the driver
     tries: int = 0
     expires_unix: float = float("inf")
+    missing: dict[int, int] = field(default_factory=dict)  # place in the batch of detectors that begin anew
 
     def leaves(self) -> list[Promise]:
         """The calls whose values no other call of the group takes."""

@@ -121,6 +121,7 @@ class VisitRun:
         if now >= self._deadline:
             self._deadline = float("inf")
             self._chains.end_all(State.FAILED, "deadline")
+        self._rejoin()
         for group in [group for group in self._groups if now >= group.expires_unix]:
             self._give_up(group)
 
@@ -169,7 +170,7 @@ class VisitRun:
 
     def _gathered(self, group: Group) -> None:
         futures = [promise.future for promise in group.promises if promise.future is not None]
-        if group not in self._groups or any(future.status == "pending" for future in futures):
+        if group not in self._groups or group.missing or any(future.status == "pending" for future in futures):
             return
         lost = [p for p in group.promises if p.future is not None and p.future.status != "finished"]
         if not lost:
@@ -181,7 +182,28 @@ class VisitRun:
             if group.tries >= self._limits.max_attempts:
                 promise.carried = Carried(None, failure_of_future(promise.future, promise.node.name))
             promise.release()
-        self._submit(group)
+        if group.tries < self._limits.max_attempts:
+            self._revive(group)
+        if not group.missing:
+            self._submit(group)
+
+    def _revive(self, group: Group) -> None:
+        """Begin detectors anew whose results were lost after they ended, with the workers that had them."""
+        for place, member in enumerate(group.batch.members if group.batch is not None else ()):
+            if isinstance(member, Future) and member.status in ("error", "cancelled"):
+                group.missing[self._chains.revive(member)] = place
+
+    def _rejoin(self) -> None:
+        """Put detectors that ended once more into their batches, and submit those that are whole again."""
+        for detector, result in self._chains.take_regained():
+            group = next((group for group in self._groups if detector in group.missing), None)
+            if group is None or group.batch is None:
+                continue
+            members = list(group.batch.members)
+            members[group.missing.pop(detector)] = result
+            group.batch.members = tuple(members)
+            if not group.missing:
+                self._submit(group)
 
     def _give_up(self, group: Group) -> None:
         for promise in group.promises:

@@ -181,6 +181,27 @@ def test_a_killed_worker_loses_nothing(client: Client, tmp_path: Path) -> None:
     client.wait_for_workers(3, timeout=20)
 
 
+def test_a_result_that_died_with_all_who_had_it_is_made_again(client: Client, tmp_path: Path) -> None:
+    """A chain ended and was delivered; then its worker is killed, and the gather worker before the batch is whole."""
+    world = World(str(tmp_path))
+    client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "no_workers_timeout", 2.0))
+    events: list[object] = []
+    with DaskRunner(client, gather_after_s=60.0, on_event=events.append) as runner:
+        handle = runner.start(visit_graph, 7, range(2), world)
+        expose(world, 7, 0)
+        until(lambda: 0 in ends(events))
+        until(lambda: any(t["prefix"] == "deliver" and t["state"] == "memory" for t in tasks(client).values()))
+        gather = next(
+            w for w, of in client.scheduler_info(n_workers=-1)["workers"].items() if "gather" in of["resources"]
+        )
+        os.kill(int(world.read("subtract")[0].split()[2]), 9)
+        os.kill(client.run(os.getpid, workers=[gather])[gather], 9)
+        expose(world, 7, 1)
+        assert handle.result(60) == {0: "done", 1: "done"}
+    client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "no_workers_timeout", 60.0))
+    client.wait_for_workers(3, timeout=60)
+
+
 def test_a_detector_that_kills_its_worker_is_given_up_alone(client: Client, tmp_path: Path) -> None:
     world = World(str(tmp_path), subtract_s=0.05, troubles={2: "kill"})
     expose(world, 7, *range(12))

@@ -93,3 +93,12 @@ def source_id(visit: int, detector: int, counter: int, release: int = 1) -> int:
     if not 0 <= counter < 1 << _COUNTER_BITS:
         raise BadRequest(f"source counter {counter} is out of range: 0 to {(1 << _COUNTER_BITS) - 1}")
     return ((release << _PACKED_BITS) | pack_visit_detector(visit, detector)) << _COUNTER_BITS | counter
+
+
+def visit_detector_of(source: int) -> tuple[int, int]:
+    """Visit and detector of a `source_id`."""
+    packed = (source >> _COUNTER_BITS) & ((1 << _PACKED_BITS) - 1)
+    night, detector = divmod(packed, 256)
+    days, seq_num = divmod(night, 32_768)
+    date = _EPOCH + dt.timedelta(days=days)
+    return exposure_id(int(date.strftime("%Y%m%d")), seq_num), detector

@@ -21,7 +21,8 @@ def open_ppdb(url: str, create: bool = False) -> Ppdb:
     ----------
     url : `str`
         ``duckdb:///absolute/path``, or ``postgresql://user@host:port/database?sslmode=...``
-        with libpq's parameters and without a password.
+        with libpq's parameters and without a password; ``dax:///absolute/path/config.yaml?companion=<URL>``
+        for an lsst.dax.apdb, with a percent-encoded URL of one of the others for what an Apdb does not know.
     create : `bool`
         Make the tables where there are none.
 
@@ -40,6 +41,10 @@ def open_ppdb(url: str, create: bool = False) -> Ppdb:
         from apflow.io.ppdb.postgres.server import PostgresPpdb
 
         return PostgresPpdb(url, create)
+    if separator and scheme == "dax":
+        from apflow.io.ppdb.dax.server import DaxPpdb
+
+        return DaxPpdb(url, create)
     if not separator or scheme != "duckdb" or not path.startswith("/"):
         # Of what is no path, only the scheme: the rest may hold a password.
         shown = url if scheme in ("duckdb", url) else f"{scheme}://..."

@@ -189,6 +189,16 @@ def test_drp_objects_come_in(run: Run, root: Path) -> None:
         assert found[0] == code and told in found[1]
 
 
+def test_orbits_come_in(run: Run, root: Path) -> None:
+    file, names = root / "orbits.parquet", ("packed", "unpacked")
+    columns = {f"{n}_primary_provisional_designation": ["2008 AB", "2009 CD"] for n in names}
+    pd.DataFrame({"id": [1, 2], "designation": ["2008 AB", "2009 CD"], "a": 2.5, **columns}).to_parquet(file)
+    for _ in range(2):
+        assert run("import", "--orbits", file, "--butler", root) == (0, "2 orbits loaded\n")
+    code, told = run("import", "--orbits", file, "--drp", file, "--butler", root)
+    assert code == 2 and "or --orbits FILE" in told
+
+
 def test_a_file_has_no_partitions_and_nothing_to_migrate(run: Run, root: Path) -> None:
     assert "has no partitions: only one on PostgreSQL" in run("partitions", "--butler", root, "--make", 3)[1]
     assert run("migrate", url_of(root)) == (0, "layout 2 already; nothing was done\n")

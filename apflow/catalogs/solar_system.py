@@ -25,7 +25,6 @@ _KM_S = 149597870.7 / 86400.0  # of 1 AU a day
 #: What `associate` has to know of a prediction.
 POSITION = ("ssObjectId", "ra", "dec", "raErr", "decErr")
 _OTHER_NAMES = {"MPCORB_unpacked_primary_provisional_designation": "designation", "trailedSourceMagTrue": "ephVmag"}
-_SERIES = tuple(f"{of}_{axis}_poly" for of in ("obj", "obs") for axis in "xyz")
 _RATES = ("ephRateRa", "ephRateDec")
 _STATES = tuple(f"{of}_{v}{axis}" for of in ("helio", "topo") for v in ("", "v") for axis in "xyz")
 _OBLIQUITY = np.radians(84381.448 / _ARCSEC)
@@ -113,16 +112,14 @@ def _evaluated(table: pd.DataFrame, mjd_tai: float) -> pd.DataFrame:
     """Positions, velocities and rates of series."""
     table = table[(table["tmin"] <= mjd_tai) & (mjd_tai <= table["tmax"])]
     days = mjd_tai - table["tmin"].to_numpy(np.float64)
-    series = [[np.asarray(c, np.float64) for c in table[name]] for name in _SERIES]
-    place = _values(series, days)
-    speed = _values([[np.asarray(chebder(c), np.float64) for c in column] for column in series], days)
-    topo, rate = place[:, :3] - place[:, 3:], speed[:, :3] - speed[:, 3:]
+    (place, speed), (from_place, from_speed) = (_motion(table, of, days) for of in ("obj", "obs"))
+    topo, rate = place - from_place, speed - from_speed
     distance = np.linalg.norm(topo, axis=1)
     ra, dec = np.arctan2(topo[:, 1], topo[:, 0]), np.arctan2(topo[:, 2], np.hypot(topo[:, 0], topo[:, 1]))
     east = -np.sin(ra) * rate[:, 0] + np.cos(ra) * rate[:, 1]
     radial = np.cos(ra) * rate[:, 0] + np.sin(ra) * rate[:, 1]
     north = -np.sin(dec) * radial + np.cos(dec) * rate[:, 2]
-    states = np.concatenate([place[:, :3], speed[:, :3] * _KM_S, topo, rate * _KM_S], axis=1)
+    states = np.concatenate([place, speed * _KM_S, topo, rate * _KM_S], axis=1)
     return table.assign(
         ra=np.degrees(ra) % 360.0,
         dec=np.degrees(dec),
@@ -132,10 +129,16 @@ def _evaluated(table: pd.DataFrame, mjd_tai: float) -> pd.DataFrame:
     )
 
 
-def _values(series: Sequence[Sequence[F8]], days: F8) -> F8:
-    """Series of each object at its time, shape (n, number of columns)."""
-    columns = [[chebval(t, c) for t, c in zip(days, column, strict=True)] for column in series]
-    return np.array(columns, np.float64).reshape(len(series), len(days)).T
+def _motion(table: pd.DataFrame, of: str, days: F8) -> tuple[F8, F8]:
+    """Position (AU) and velocity (AU/d) that series give, each of shape (n, 3)."""
+    if not len(table):
+        return np.empty((0, 3)), np.empty((0, 3))
+    try:
+        series = np.stack([np.stack(table[f"{of}_{axis}_poly"].to_list(), -1) for axis in "xyz"], axis=1)
+    except ValueError as error:
+        raise DataError(f"SSObject positions: series {of}_x_poly to {of}_z_poly differ in length") from error
+    place, speed = (np.asarray(chebval(days, c, tensor=False).T, np.float64) for c in (series, chebder(series)))
+    return place, speed
 
 
 def ss_sources(sources: pd.DataFrame, predictions: pd.DataFrame, radius_arcsec: float) -> pd.DataFrame:

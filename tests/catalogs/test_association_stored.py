@@ -52,7 +52,7 @@ def process(ppdb: Ppdb, k: int, detector: int, x: Sequence[float], ss: pd.DataFr
     forced = schema.empty("DiaForcedSource")
     return DetectorResult(
         visit(k), detector, out.sources, out.objects, forced, out.guard, (), (), 1.0, mjd(k), 20250420,
-        matches=out.matches,
+        matches=out.matches, ss_sources=out.ss_sources, ss_objects=ss,
     )  # fmt: skip
 
 
@@ -150,7 +150,9 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
     config = Config(camera="lsstcam", size=512, butler=str(tmp_path))
     camera = load_camera(config.camera, config.size)
     region = camera.region(camera.detector(94), *CENTRE, 0.0)
-    x, y = np.array([-10.0, 15.0]), np.array([5.0, -8.0])
+    x, y = np.array([-10.0, 15.0, 30.0]), np.array([5.0, -8.0, 0.0])
+    asteroid = place(x[2:], y[2:], region.centre)
+    ss = pd.DataFrame({"ssObjectId": [77], "designation": "2008 AB", **asteroid, "raErr": 1e-5, "decErr": 1e-5})
 
     def result(k: int, some: slice) -> DetectorResult:
         """What a detector makes of an empty history."""
@@ -159,9 +161,9 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
         new = table("DiaSource", x[some], y[some], region.centre, psfFlux=100.0 + k, psfFluxErr=5.0, **given)
         wanted = Wanted(region, np.empty(0), np.empty(0), mjd(k))
         (history,) = ppdb.getHistory([wanted], margin_arcsec=20.0, radius_arcsec=1.0)
-        out = associate(new, history, radius_arcsec=1.0, position_floor_arcsec=0.05, max_new_objects=10)
+        out = associate(new, history, radius_arcsec=1.0, position_floor_arcsec=0.05, max_new_objects=10, ss_objects=ss)
         forced = out.objects[["diaObjectId", "ra", "dec"]].assign(
-            diaForcedSourceId=ids,
+            diaForcedSourceId=ids[: len(out.objects)],
             visit=FIRST + k,
             detector=94,
             band="r",
@@ -172,10 +174,11 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
         forced = schema.conform(forced, "DiaForcedSource")
         packets = packets_of(out, history, forced, {}, config)
         tables = (out.sources, out.objects, forced, out.guard)
-        return DetectorResult(visit(k), 94, *tables, packets, (), 1.0, mjd(k), 20250420)
+        moving = {"ss_sources": out.ss_sources, "ss_objects": ss}
+        return DetectorResult(visit(k), 94, *tables, packets, (), 1.0, mjd(k), 20250420, **moving)
 
     with open_ppdb(config.ppdb_url, create=True) as ppdb:
-        early, late = result(0, slice(0, 2)), result(1, slice(0, 1))
+        early, late = result(0, slice(0, 3)), result(1, slice(0, 1))
         for one in (late, early):
             archived = archive_packets(one.visit, (Ended(94, one),), config)
             assert isinstance(archived, Archived)
@@ -188,7 +191,10 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
         forced = ppdb.table("DiaForcedSource")
         assert set(forced["diaObjectId"]) == {shared, source_id(FIRST, 94, 2)}
         assert current.loc[source_id(FIRST, 94, 2), "r_fpFluxMean"] == 1.0
+        # Its asteroid is one still.
+        assert ppdb.table("SSSource")["diaSourceId"].tolist() == [source_id(FIRST, 94, 3)]
         pending = {row.alert_id: row for row in ppdb.pendingAlerts()}
+    assert pending[source_id(FIRST, 94, 3)].object_id == 77
     assert {i: row.object_id for i, row in pending.items()}[source_id(FIRST, 94, 1)] == shared
     written = [a for a in read_night(config.alerts_url, 20250420) if a["diaSourceId"] == source_id(FIRST, 94, 1)]
     assert written[-1]["diaObject"]["diaObjectId"] == shared and written[-1]["diaObject"]["nDiaSources"] == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 from lsst.daf.butler import Butler
 from lsst.pipe.base import Instrument
 
@@ -382,6 +383,33 @@ def test_a_repository_made_anew_is_opened_anew(root: Path, pristine_repository: 
     assert second is not first
     assert second.find_inputs(builders.visit(), [4])[4].bias is None
     second.close()
+
+
+def test_predictions_of_solar_system_objects_are_found_before_there_is_an_image(root: Path) -> None:
+    visit = builders.visit()
+    given = pd.DataFrame({"ssObjectId": [5], "ra": 52.8, "dec": -28.1, "raErr": 1e-5, "decErr": 1e-5})
+    with Repository(root, writeable=True) as repository:
+        assert {i.ss_objects for i in repository.find_inputs(visit, DETECTORS).values()} == {None}
+        assert repository.ingest_ss_objects(visit.group, {4: given, 5: given}) == 2
+        assert repository.ingest_ss_objects(visit.group, {4: given.assign(ra=52.9)}) == 1  # a better one
+        found = repository.find_inputs(visit, DETECTORS)
+        assert [d for d, i in found.items() if i.ss_objects] == [4, 5]
+        assert pd.read_parquet(str(found[4].ss_objects))["ra"].tolist() == [52.9]
+        other = dataclasses.replace(visit, group="another")
+        assert {i.ss_objects for i in repository.find_inputs(other, DETECTORS).values()} == {None}
+        which = {"instrument": "LSSTComCam", "group": visit.group, "detector": 4}
+        got = repository.butler.get("preloaded_SsObjects", which, collections="LSSTComCam/defaults")
+        assert got["ssObjectId"].tolist() == [5] and got["ra"].tolist() == [52.9]
+        # As Prompt Processing stores it: an astropy table with series in its cells.
+        rubin = Table({"ssObjectId": [5, 6], "ra": [1.0, 2.0], "obj_x_poly": np.ones((2, 9))})
+        repository.butler.put(rubin, "preloaded_SsObjects", which | {"detector": 6}, run="LSSTComCam/ephemerides")
+        read = pd.read_parquet(str(repository.find_inputs(visit, [6])[6].ss_objects))
+        assert len(read) == 2 and len(read["obj_x_poly"][0]) == 9
+        for detector, bad, message in ((4, given.drop(columns="decErr"), "'decErr'"), (99, given, "99")):
+            with pytest.raises(BadRequest, match=message):
+                repository.ingest_ss_objects(visit.group, {detector: bad})
+        with pytest.raises(BadRequest, match="group ''"):
+            repository.ingest_ss_objects("", {4: given})
 
 
 def test_the_butler_command_works(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from astropy.time import Time
-from lsst.daf.butler import DatasetRef
+from lsst.daf.butler import DatasetRef, MissingDatasetTypeError
 
 from apflow.io.butler import paths
 from apflow.io.butler.ingest import CALIBS, HTM
@@ -141,7 +141,10 @@ def _ss_objects(repository: Repository, group: str) -> dict[int, DatasetRef]:
         return {}
     run = paths.ephemerides_run(repository.instrument)
     with repository.butler.query() as query:
-        datasets = query.datasets(paths.SS_OBJECTS, run)
+        try:
+            datasets = query.datasets(paths.SS_OBJECTS, run)
+        except MissingDatasetTypeError:  # a repository that an earlier version made
+            return {}
         return {int(r.dataId["detector"]): r for r in datasets.where(instrument=repository.instrument, group=group)}
 
 

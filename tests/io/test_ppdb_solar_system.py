@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,16 @@ import pytest
 from apflow.catalogs.associate import associate
 from apflow.catalogs.solar_system import predicted
 from apflow.errors import BadRequest, DataError
-from apflow.io.ppdb import Ppdb
+from apflow.io.ppdb import Ppdb, open_ppdb
 from apflow.io.ppdb.interface import Statement
 from apflow.io.ppdb.operations_check import check
 from apflow.io.ppdb.operations_orbits import load_orbits
 from apflow.model.products import DetectorResult
 from tests.io import ppdb_night as night
+from tests.io.ppdb_backends import Backend
+
+#: Backends that operations can be done on; with an Apdb they are done on its companion.
+ours = pytest.mark.parametrize("backend", ["duckdb", "postgresql"], indirect=True)
 
 
 def moving(ppdb: Ppdb, k: int = 0, detector: int = 0) -> DetectorResult:
@@ -63,6 +68,7 @@ def test_a_detector_that_lost_the_race_leaves_no_ss_source(ppdb: Ppdb) -> None:
     assert ppdb.table("SSSource").empty
 
 
+@ours
 def test_orphans_among_ss_sources_are_found(ppdb: Ppdb) -> None:
     ppdb.storeBatch([moving(ppdb)], [], 60785.5)
     assert not check(ppdb)
@@ -71,6 +77,7 @@ def test_orphans_among_ss_sources_are_found(ppdb: Ppdb) -> None:
     assert found.invariant == "an SSSource has a DiaSource of its SSObject" and found.count == 1
 
 
+@ours
 def test_orbits_are_loaded_renewed_and_found_by_designation(ppdb: Ppdb, tmp_path: Path) -> None:
     path = tmp_path / "orbits.parquet"
     orbits(["2008 AB", "2009 CD", "O'1"], [1, 2, 3]).to_parquet(path)
@@ -88,6 +95,7 @@ def test_orbits_are_loaded_renewed_and_found_by_designation(ppdb: Ppdb, tmp_path
     assert ppdb.getOrbits([]).empty
 
 
+@ours
 def test_bad_orbits_are_refused(ppdb: Ppdb, tmp_path: Path) -> None:
     good = orbits(["2008 AB", "2009 CD"], [1, 2])
     for bad, message in (
@@ -103,3 +111,11 @@ def test_bad_orbits_are_refused(ppdb: Ppdb, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="is not there"):
         load_orbits(ppdb, tmp_path / "none.parquet")
     assert ppdb.getOrbits(["2008 AB"]).empty
+
+
+@pytest.mark.parametrize("backend", ["dax-sqlite"], indirect=True)
+def test_orbits_of_an_apdb_are_in_its_companion(backend: Backend, ppdb: Ppdb, tmp_path: Path) -> None:
+    orbits(["2008 AB"], [1]).to_parquet(tmp_path / "orbits.parquet")
+    with open_ppdb(unquote(backend.url.partition("companion=")[2])) as companion:
+        load_orbits(companion, tmp_path / "orbits.parquet")
+    assert ppdb.getOrbits(["2008 AB", "2009 CD"])["id"].tolist() == [1]

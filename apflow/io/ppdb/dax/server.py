@@ -125,6 +125,10 @@ class DaxPpdb(Ppdb):
         """See `Ppdb`."""
         return self._companion.loadDrpObjects(objects)
 
+    def getOrbits(self, designations: Sequence[str]) -> pd.DataFrame:
+        """See `Ppdb`; they are loaded into the companion."""
+        return self._companion.getOrbits(designations)
+
     def withdraw(self, dia_source_ids: Sequence[int], mjd_tai: float) -> int:
         """See `Ppdb`; an Apdb wants positions, so sources are looked for where the ledger has their detector."""
         wanted = {int(i) for i in dia_source_ids}

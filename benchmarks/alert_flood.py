@@ -103,7 +103,7 @@ class Watched:
     def claimAlerts(self, claim: str, *arguments: Any) -> list[OutboxRow]:
         """See `Ppdb`."""
         rows = self._ppdb.claimAlerts(claim, *arguments)
-        self._connection.send(("claimed", claim, [row.alert_id for row in rows]))
+        self._connection.send(("claimed", [row.alert_id for row in rows]))
         return rows
 
     def claims(self) -> list[Claim]:
@@ -240,15 +240,43 @@ class Process:
 
 @dataclass
 class Journal:
-    """What one publisher claimed and marked."""
+    """What one publisher took from the outbox, and what became of it.
 
-    claims: dict[str, list[int]] = field(default_factory=dict)
-    marked: Counter[int] = field(default_factory=Counter)
+    Attributes
+    ----------
+    taken
+        Alerts, counted as often as they were taken.
+    marked
+        Alerts that it marked.
+    open
+        Alerts that it has, or had when it was killed.
+    failed
+        How often it gave each alert back, since the broker or the database was away.
+    failures
+        What it said of that.
+    """
+
+    taken: int = 0
+    marked: set[int] = field(default_factory=set)
+    open: set[int] = field(default_factory=set)
+    failed: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
-    def unfinished(self) -> Counter[int]:
-        """How often each alert was claimed here and not marked."""
-        return Counter(i for ids in self.claims.values() for i in ids) - self.marked
+    def claim(self, ids: Sequence[int]) -> None:
+        """It took alerts."""
+        self.taken += len(ids)
+        self.open |= set(ids)
+
+    def mark(self, ids: Sequence[int]) -> None:
+        """It marked alerts."""
+        self.marked |= set(ids)
+        self.open -= set(ids)
+
+    def fail(self, message: str) -> None:
+        """It could not go on."""
+        self.failures.append(message)
+        self.failed.update(self.open)
+        self.open.clear()
 
 
 @dataclass
@@ -285,9 +313,22 @@ class Tally:
         """Messages beyond the first of an alert."""
         return self.copies.total() - len(self.copies)
 
-    def unexplained(self, journals: Iterable[Journal]) -> int:
-        """Duplicates of alerts beyond the times that a publisher took them and did not come to mark them."""
-        unfinished: Counter[int] = Counter()
+    def explained(self, journals: Sequence[Journal]) -> tuple[int, int, int]:
+        """Duplicates by what is behind them.
+
+        Returns
+        -------
+        died
+            Those of alerts that publishers had taken and not marked when they were killed, each once.
+        failed
+            Those beyond, of alerts that publishers took and gave back when they lost the broker or the database.
+        unexplained
+            The rest.
+        """
+        again = self.copies - Counter(dict.fromkeys(self.copies, 1))
+        after_deaths = again - Counter(i for j in journals for i in j.open)
+        unexplained = after_deaths
         for journal in journals:
-            unfinished += journal.unfinished()
-        return (self.copies - Counter(dict.fromkeys(self.copies, 1)) - unfinished).total()
+            unexplained = unexplained - journal.failed
+        n, m, k = again.total(), after_deaths.total(), unexplained.total()
+        return n - m, m - k, k

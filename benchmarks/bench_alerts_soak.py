@@ -146,7 +146,8 @@ def main() -> None:
         found = ppdb.select("SELECT count(*) AS n, count(published_unix) AS m FROM outbox").to_pylist()[0]
         if (found["n"], found["m"]) != (n, n):
             raise RuntimeError(f"the outbox holds {found['n']} alerts, {found['m']} of them published; {n} were sent")
-        say("alerts_soak_outbox", ppdb.sizes()["outbox"] / n, "bytes/alert", ppdb=args.ppdb)
+        size = ppdb.sizes()["outbox"] if args.ppdb == "postgresql" else disk_bytes(Path(name), "ppdb.duckdb*")
+        say("alerts_soak_outbox", size / n, "bytes/alert", ppdb=args.ppdb)
         say("alerts_soak_archive", disk_bytes(Path(name), "alerts/*/*") / n, "bytes/alert")
 
 

@@ -213,6 +213,7 @@ class OutboxRow:
     checksum: int  # crc32 of the datum
     arrived_unix: float | None = None  # the end of readout of its detector-visit, where that is known
     resent: bool = False  # sent before, and again by hand
+    trimmed: int = 0  # rows of history left out, so that the broker takes it
 
 
 @dataclass(frozen=True)

@@ -452,13 +452,17 @@ def test_a_merge_of_what_has_changed_since_is_refused(ppdb: Ppdb) -> None:
         pd.testing.assert_frame_equal(ppdb.table(name), rows)
 
 
+#: Columns of the outbox before there were claims and withdrawals.
+OUTBOX_1 = ["alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum", "published_unix"]
+
+
 def as_layout_1(path: Path) -> None:
     """Take from a file what the layout before had not."""
     new = ("DiaObjectLast", "DiaObject_To_Object_Match", "SSObject", "SSSource", "mpc_orbits", "DrpObject")
     with duckdb.connect(str(path)) as con:
         for name in (*new, "DetectorVisitProcessingSummary"):
             con.execute(f'DROP TABLE "{name}"')
-        for column in ("withdrawn_mjd_tai", "claim", "claimed_until_unix", "refused"):
+        for column in ("trimmed", "withdrawn_mjd_tai", "claim", "claimed_until_unix", "refused"):
             con.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
         had = "'DiaObject', 'DiaSource', 'DiaForcedSource', 'metadata'"
         con.execute(f"DELETE FROM column_info WHERE table_name NOT IN ({had}) OR column_name = 'pixelId'")
@@ -479,7 +483,8 @@ def test_the_layout_before_is_migrated(tmp_path: Path) -> None:
     with open_ppdb(f"duckdb://{path}") as ppdb:
         assert not check(ppdb)
         for name, rows in before.items():
-            pd.testing.assert_frame_equal(ppdb.table(name), rows)
+            had = OUTBOX_1 if name == "outbox" else list(rows.columns)
+            pd.testing.assert_frame_equal(ppdb.table(name)[had], rows[had])
         fill(ppdb, 2)
         withdraw(ppdb, 60800.0, visit=night.FIRST)
         assert not check(ppdb)

@@ -10,6 +10,8 @@ import pytest
 
 from apflow.errors import AfterWrite, ServiceError
 from apflow.io.alerts.publish import ArchiveSink, Batch, Sent, holder, publish, settle_abandoned
+from apflow.io.kafka.producer import headers_of
+from apflow.model.products import Packet
 
 from .outbox import Night
 from .ppdb_backends import Backend
@@ -111,3 +113,14 @@ def test_claims_of_the_dead_and_the_late_are_given_back_and_others_kept(outbox):
     settle_abandoned(outbox.ppdb, ArchiveSink())
     assert publish(outbox.ppdb, outbox.archive, Sink()) == 25
     assert outbox.pending() == ids[15:20]
+
+
+def test_what_was_trimmed_is_still_known_when_it_is_sent(outbox):
+    alert = Packet(5, 6, b"shortened", trimmed=17)
+    outbox.add_packets(0, 1, [alert])
+    (row,) = outbox.ppdb.claimAlerts("once", 60.0, 10)
+    assert row.trimmed == 17 and headers_of(row, 60.0)["trimmed"] == b"17"
+    assert outbox.ppdb.pendingAlerts()[0].trimmed == 17
+    outbox.add(0, 2, 1)
+    (row,) = outbox.ppdb.claimAlerts("next", 60.0, 10)
+    assert "trimmed" not in headers_of(row, 60.0)

@@ -71,7 +71,9 @@ class NightFile:
             checksum = zlib.crc32(packet.datum)
             block = container.block(self._compress(packet.datum), self._head.sync)
             place = self.name, end + len(block[0]), len(block[1])
-            rows.append(OutboxRow(packet.alert_id, packet.object_id, visit, detector, *place, checksum))
+            rows.append(
+                OutboxRow(packet.alert_id, packet.object_id, visit, detector, *place, checksum, trimmed=packet.trimmed)
+            )
             parts += block
             end = place[1] + place[2] + SYNC
         try:

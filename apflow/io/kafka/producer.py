@@ -54,7 +54,8 @@ def headers_of(row: OutboxRow, late_after_s: float) -> dict[str, str | bytes | N
 
     ``producer_timestamp`` is Unix time in milliseconds; ``late`` is 1 for an
     alert sent more than `late_after_s` after the end of readout; ``resent`` is
-    1 where ``apflow alerts resend`` sent it again.
+    1 where ``apflow alerts resend`` sent it again; ``trimmed`` is the number of
+    rows of history that were left out, and is there only where some were.
     """
     now = time.time()
     late = row.arrived_unix is not None and now - row.arrived_unix > late_after_s
@@ -66,6 +67,8 @@ def headers_of(row: OutboxRow, late_after_s: float) -> dict[str, str | bytes | N
         "late": int(late),
         "resent": int(row.resent),
     }
+    if row.trimmed:
+        values["trimmed"] = row.trimmed
     return {name: b"%d" % value for name, value in values.items()}
 
 

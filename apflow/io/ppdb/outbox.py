@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from apflow.io.ppdb.own_tables import OUTBOX
 from apflow.io.ppdb.storing import execute, query
 from apflow.model.products import Claim, OutboxRow
 
 PENDING = "published_unix IS NULL AND withdrawn_mjd_tai IS NULL AND refused IS NULL"
-COLUMNS = ("alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum")
-_COLUMNS = ", ".join(f'o."{c}"' for c in COLUMNS)
+#: What an `OutboxRow` is made of; of a database that is older than trimming, nothing was trimmed.
+COLUMNS = ", ".join(f'o."{c}"' for c in OUTBOX if c != "trimmed") + ", coalesce(o.trimmed, 0) AS trimmed"
 _ORDER = "ORDER BY visit, detector, alert_id"
 
 
@@ -21,7 +22,7 @@ def pending(con: Any, limit: int | None, visit: int | None) -> list[OutboxRow]:
     """See `Ppdb.pendingAlerts`."""
     rows = query(
         con,
-        f"SELECT {_COLUMNS} FROM outbox o WHERE {PENDING}{_of(visit, None)} {_ORDER}"
+        f"SELECT {COLUMNS} FROM outbox o WHERE {PENDING}{_of(visit, None)} {_ORDER}"
         + ("" if limit is None else f" LIMIT {int(limit)}"),
     )
     return [OutboxRow(**r) for r in rows.to_pylist()]
@@ -42,7 +43,7 @@ def claim(
             mine=mine,
         )
     arrived = "(SELECT max(arrived_unix) FROM ledger l WHERE l.visit = o.visit AND l.detector = o.detector)"
-    rows = query(con, f"SELECT {_COLUMNS}, {arrived} AS arrived_unix {held} {_ORDER}", mine=mine)
+    rows = query(con, f"SELECT {COLUMNS}, {arrived} AS arrived_unix {held} {_ORDER}", mine=mine)
     return [OutboxRow(**r) for r in rows.to_pylist()]
 
 

@@ -30,6 +30,8 @@ _KEY = (
     ("detector", "short", "", "Id of the detector."),
 )
 
+#: Columns of the outbox that a batch brings.
+OUTBOX = ("alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum", "trimmed")
 #: By name.
 OWN = {
     table.name: table
@@ -70,6 +72,7 @@ OWN = {
             ("offset", "long", "byte", "Where in the file the compressed packet begins."),
             ("length", "long", "byte", "Length of the compressed packet."),
             ("checksum", "long", "", "CRC-32 of the packet."),
+            ("trimmed", "int?", "", "Rows of history that were left out, so that the broker takes it."),
             ("published_unix", "double?", "s", "When it left, Unix time."),
             ("withdrawn_mjd_tai", "double?", "d", "When it was withdrawn, MJD TAI: it is not sent after that."),
             ("claim", "string?", "", "Who is sending it; see Ppdb.claimAlerts."),

@@ -16,11 +16,13 @@ from apflow.errors import DataError
 from apflow.io.ppdb import guard
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
-from apflow.io.ppdb.sky_index import ORDER
+from apflow.io.ppdb.own_tables import OUTBOX
+from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, select_list, stored_columns
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
 from apflow.model.ledger import Outcome
+from apflow.model.region import Region
 
 
 def store(con: Any, batch: Batch) -> StoreReport:
@@ -99,13 +101,19 @@ def _stored(con: Any, keys: Sequence[Key]) -> set[Key]:
 def _current(con: Any, batch: Batch, which: Sequence[int]) -> pa.Table:
     """Current versions of the objects that detectors are about, and of all others near their sources."""
     columns = ", ".join(f'"{c}"' for c in guard.VERSION_COLUMNS)
-    return query(
-        con,
-        f'SELECT {columns} FROM "DiaObjectLast" WHERE "diaObjectId" IN (SELECT id FROM wanted) '
-        f'OR ("pixelId" >> {2 * (ORDER - guard.NEAR_ORDER)}) IN (SELECT cell FROM cells)',
-        wanted=pa.table({"id": pa.array(guard.wanted_ids(batch, which), pa.int64())}),
-        cells=pa.table({"cell": guard.cells_near(batch, which)}),
-    )
+    sources = batch.rows["DiaSource"].of(which)
+    parts = []
+    if sources.num_rows:
+        places = Region(np.stack([sources.column(c).to_numpy() for c in ("ra", "dec")], -1))
+        around = box_sql(places, batch.radius_arcsec)
+        parts.append(query(con, f'SELECT {columns} FROM "DiaObjectLast" WHERE {around}'))
+    wanted = np.array(guard.wanted_ids(batch, which), np.int64)
+    if parts:  # almost all of them
+        wanted = np.setdiff1d(wanted, parts[0].column("diaObjectId").to_numpy(), assume_unique=True)
+    if len(wanted):
+        by_id = f'SELECT {columns} FROM "DiaObjectLast" WHERE "diaObjectId" IN (SELECT id FROM wanted)'
+        parts.append(query(con, by_id, wanted=pa.table({"id": wanted})))
+    return pa.concat_tables(parts) if parts else query(con, f'SELECT {columns} FROM "DiaObjectLast" LIMIT 0')
 
 
 def _write_ledger(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
@@ -171,8 +179,7 @@ def _write_outbox(con: Any, batch: Batch, accepted: Sequence[int]) -> None:
     stored = {batch.keys[i][1:] for i in accepted}
     rows = [a for a in batch.outbox if (a.visit, a.detector) in stored]
     if rows:
-        names = ("alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum")
-        table = pa.table({n: pa.array([getattr(a, n) for a in rows]) for n in names})
+        table = pa.table({n: pa.array([getattr(a, n) for a in rows]) for n in OUTBOX})
         execute(con, "INSERT INTO outbox BY NAME SELECT * FROM new_outbox", new_outbox=table)
 
 

@@ -136,7 +136,7 @@ def partition_key(name: str) -> tuple[str, ...]:
 def _column(table: str, name: str) -> sql.Composed:
     kind = types(table)[name]
     null = name != "pixelId" and described(table).column(name).nullable
-    default = " DEFAULT 0" if name in ("n_sources", "n_alerts") else ""
+    default = " DEFAULT 0" if name in ("n_sources", "n_alerts", "trimmed") else ""
     return sql.SQL("{} {}{}").format(
         sql.Identifier(name),
         sql.SQL(kind),

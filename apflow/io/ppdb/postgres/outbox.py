@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from apflow.io.ppdb.outbox import COLUMNS, PENDING
+from apflow.io.ppdb.own_tables import OUTBOX
 from apflow.io.ppdb.postgres.pool import Connection
 from apflow.model.products import Claim, OutboxRow
 
-_COLUMNS = ", ".join(f'o."{c}"' for c in COLUMNS)
 _ORDER = "ORDER BY visit, detector, alert_id"
 
 
 def pending(con: Connection, limit: int | None, visit: int | None) -> list[OutboxRow]:
     """See `Ppdb.pendingAlerts`."""
     rows = con.execute(
-        f"SELECT {_COLUMNS} FROM outbox o WHERE {PENDING} AND (%s::int8 IS NULL OR visit = %s) {_ORDER} LIMIT %s",
+        f"SELECT {COLUMNS} FROM outbox o WHERE {PENDING} AND (%s::int8 IS NULL OR visit = %s) {_ORDER} LIMIT %s",
         [visit, visit, limit],
     )
-    return [OutboxRow(*row) for row in rows]
+    return [_row(row) for row in rows]
+
+
+def _row(values: Sequence[Any]) -> OutboxRow:
+    return OutboxRow(**dict(zip((*OUTBOX, "arrived_unix"), values, strict=False)))
 
 
 def claim(
@@ -35,7 +40,7 @@ def claim(
             [name, lease_s, visit, visit, detectors and list(detectors), detectors and list(detectors), limit],
         )
     arrived = "(SELECT max(arrived_unix) FROM ledger l WHERE l.visit = o.visit AND l.detector = o.detector)"
-    return [OutboxRow(*row) for row in con.execute(f"SELECT {_COLUMNS}, {arrived} {held} {_ORDER}", [name])]
+    return [_row(row) for row in con.execute(f"SELECT {COLUMNS}, {arrived} {held} {_ORDER}", [name])]
 
 
 def claims(con: Connection) -> list[Claim]:

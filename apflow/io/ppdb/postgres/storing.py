@@ -20,6 +20,7 @@ from apflow.errors import DataError
 from apflow.io.ppdb import guard
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
+from apflow.io.ppdb.own_tables import OUTBOX
 from apflow.io.ppdb.postgres import ddl
 from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, copy_out, ids_sql
 from apflow.io.ppdb.postgres.pool import Connection
@@ -33,7 +34,6 @@ from apflow.model.ledger import Outcome
 _LOCK_ORDER = 8
 #: Detector-visits in the order in which every transaction locks them.
 _KEYS = "unnest(%s::text[], %s::int8[], %s::int2[]) AS k (instrument, visit, detector)"
-_OUTBOX = ("alert_id", "object_id", "visit", "detector", "file", "offset", "length", "checksum")
 
 
 def store(con: Connection, batch: Batch) -> StoreReport:
@@ -169,7 +169,7 @@ def _write_outbox(con: Connection, batch: Batch, accepted: Sequence[int]) -> Non
     stored = {batch.keys[i][1:] for i in accepted}
     rows = [a for a in batch.outbox if (a.visit, a.detector) in stored]
     if rows:
-        _copy(con, "outbox", pa.table({n: pa.array([getattr(a, n) for a in rows]) for n in _OUTBOX}))
+        _copy(con, "outbox", pa.table({n: pa.array([getattr(a, n) for a in rows]) for n in OUTBOX}))
 
 
 def settle(con: Connection, outcomes: Sequence[Outcome]) -> None:

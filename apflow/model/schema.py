@@ -184,6 +184,8 @@ def conform(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         range. The message names table, column and value.
     """
     target = table(name)
+    if tuple(frame.columns) == target.names and tuple(frame.dtypes) == target.dtypes:
+        return _checked(frame, target)
     unknown = [c for c in frame.columns if c not in set(target.names)]
     if unknown:
         raise DataError(
@@ -205,6 +207,21 @@ def conform(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     out = pd.DataFrame(data, copy=True)
     out.attrs = attrs(name)
     return out
+
+
+def _checked(frame: pd.DataFrame, target: Table) -> pd.DataFrame:
+    """A frame that has the columns and types of a table, if its values are accepted too."""
+    plain = bare(frame)
+    for column, dtype in zip(target.columns, target.dtypes, strict=True):
+        # Only these types leave anything to be said about a value.
+        if column.length is not None or (not column.nullable and column.dtype[0] in "fs"):
+            cast(plain[column.name], column, dtype, target.name)
+    for column_name, (low, high) in _RANGES.items():
+        if column_name in target.names and target.name.startswith("Dia"):
+            _check_range(plain[column_name].to_numpy(), low, high, f"{target.name}.{column_name}")
+    plain.index = pd.RangeIndex(len(plain))
+    plain.attrs = attrs(target.name)
+    return plain
 
 
 def _nulls(n: int, column: Column, dtype: Any, table_name: str) -> Any:

@@ -96,7 +96,7 @@ def _check_owner(merged: pd.DataFrame, lengths: Sequence[int], results: Sequence
 
 
 def _merge(frames: Sequence[pd.DataFrame], name: str, results: Sequence[DetectorResult]) -> pd.DataFrame:
-    filled = [schema.bare(f) for f in frames if len(f)]
+    filled = [f for f in frames if len(f)]
     merged = pd.concat(filled, ignore_index=True) if filled else schema.empty(name)
     try:
         if tuple(merged.dtypes) != schema.table(name).dtypes:

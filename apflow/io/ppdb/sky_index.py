@@ -20,15 +20,15 @@ def pixel_id(ra_deg: ArrayLike, dec_deg: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(hpgeom.angle_to_pixel(2**ORDER, np.asarray(ra_deg), np.asarray(dec_deg)), np.int64)
 
 
-def box_sql(region: Region) -> str:
-    """SQL condition on ra and dec that holds for every point of a region.
+def box_sql(region: Region, margin_arcsec: float = 0.0) -> str:
+    """SQL condition on ra and dec that holds for every point of a region, and within a margin of it.
 
     A box about the circle that holds the region: right across RA 0 and around
     the poles. The caller cuts exactly. (At 1 M rows DuckDB takes a quarter of
     the time for it that it takes for 40 ranges of pixels.)
     """
     ra, dec = region.centre
-    r = region.radius_deg + 1e-6
+    r = region.radius_deg + margin_arcsec / 3600.0 + 1e-6
     low, high = dec - r, dec + r
     condition = f"dec BETWEEN {low!r} AND {high!r}"
     if low <= -90.0 or high >= 90.0:

@@ -88,7 +88,7 @@ def create_statements(names: Iterable[str] = (*APDB_TABLES, *OWN_TABLES)) -> lis
 
 def column_sql(column: Column) -> str:
     """A column, for CREATE TABLE."""
-    default = " DEFAULT 0" if column.name in ("n_sources", "n_alerts") else ""
+    default = " DEFAULT 0" if column.name in ("n_sources", "n_alerts", "trimmed") else ""
     return f'"{column.name}" {_TYPES.get(column.datatype, "VARCHAR")}{"" if column.nullable else " NOT NULL"}{default}'
 
 
@@ -130,7 +130,8 @@ def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -
     Parameters
     ----------
     rows, name
-        Arrow table with the columns of the table `name`, and perhaps more.
+        Arrow table with the columns of the table `name`, and perhaps more;
+        flags may be bytes, 0 and 1.
     take : `numpy.ndarray`, optional
         Which rows, in which order; default: all.
     """
@@ -154,6 +155,8 @@ def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -
 
 def _put(out: NDArray[Any], values: pa.Array, take: NDArray[np.int64] | None) -> None:
     plain = values.to_numpy(zero_copy_only=False)
+    if plain.dtype == np.uint8:  # flags that were read as bytes
+        plain = plain.view(bool)
     if take is None:
         out[:] = plain
     else:

@@ -70,6 +70,7 @@ class Peer:
         ids = objects["diaObjectId"].tolist()
         sources = self._apdb.getDiaSources(region, ids, time)
         forced = self._apdb.getDiaForcedSources(region, ids, time)
+        assert sources is not None and forced is not None  # it is so only where it keeps no history
         return len(objects) + len(sources) + len(forced)
 
     def write(self, objects: pd.DataFrame, sources: pd.DataFrame, forced: pd.DataFrame, k: int) -> None:

@@ -7,6 +7,7 @@ line for people.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -58,7 +59,8 @@ def detector() -> tuple[pd.DataFrame, History]:
     there = [np.concatenate([v[:old], rng.uniform(-SIDE_DEG / 2, SIDE_DEG / 2, SOURCES - old)]) for v in (x, y)]
     sx, sy = (v + rng.normal(0, 0.1, SOURCES) / 3600 for v in there)
     new = source_table(sx, sy, 10**9, np.full(SOURCES, 1e3))
-    ra, dec = deproject(*rng.uniform(-SIDE_DEG / 2, SIDE_DEG / 2, (2, DRP)), *CENTRE)
+    drp_x, drp_y = rng.uniform(-SIDE_DEG / 2, SIDE_DEG / 2, (2, DRP))
+    ra, dec = deproject(drp_x, drp_y, *CENTRE)
     kind = (np.arange(DRP) % 2).astype(np.float32)
     drp = pd.DataFrame({"objectId": np.arange(DRP), "ra": ra, "dec": dec, "extendedness": kind})
     return new, History(objects, past, schema.empty("DiaForcedSource"), drp)
@@ -128,13 +130,14 @@ def main() -> None:
     sources, objects = Places.of(new), Places.of(history.objects)
     assert np.array_equal(matched(sources, objects), matched_whole(sources, objects))
     ours, whole, nearest = (
-        cpu_ms(lambda f=f: f(sources, objects), options.repeat) for f in (matched, matched_whole, matched_nearest)
+        cpu_ms(functools.partial(f, sources, objects), options.repeat)
+        for f in (matched, matched_whole, matched_nearest)
     )
     say("match", ours, "scipy linear_sum_assignment on the whole matrix", whole, differs="nothing: the same pairs")
     wrong = int((matched(sources, objects) != matched_nearest(sources, objects)).sum())
     differs = f"the peer takes the nearest object, twice where two sources share it: {wrong} sources otherwise"
     say("match_and_nearest", ours, "astropy match_coordinates_sky", nearest, differs=differs)
-    limits = {"position_floor_arcsec": FLOOR, "history_days": 365.0}
+    limits: dict[str, Any] = {"position_floor_arcsec": FLOOR, "history_days": 365.0}
     out = associate(new, history, radius_arcsec=RADIUS, max_new_objects=1000, **limits)
     all_of_it = cpu_ms(
         lambda: associate(new, history, radius_arcsec=RADIUS, max_new_objects=1000, **limits), options.repeat

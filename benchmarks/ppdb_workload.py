@@ -140,9 +140,11 @@ class Field:
         out = []
         for i, d in enumerate(DETECTORS):
             rows = slice(i * self.per_detector, (i + 1) * self.per_detector)
-            parts = [t.iloc[rows].reset_index(drop=True) for t in tables]
+            sources, objects, forced = (t.iloc[rows].reset_index(drop=True) for t in tables)
             guard = dict.fromkeys(self.object_ids(d).tolist(), version_mjd)
-            out.append(DetectorResult(self.visit(k), d, *parts, guard, (), (), 0.0, mjd_of(k), 20250420))
+            out.append(
+                DetectorResult(self.visit(k), d, sources, objects, forced, guard, (), (), 0.0, mjd_of(k), 20250420)
+            )
         return out
 
 

@@ -114,6 +114,27 @@ def test_the_outbox_keeps_alerts_until_they_are_published(ppdb: Ppdb) -> None:
     assert set(ppdb.table("outbox")["published_unix"].dropna()) == {100.0}
 
 
+def test_two_publishers_never_hold_one_alert(ppdb: Ppdb) -> None:
+    results = [night.process(ppdb, 0, d) for d in range(2)]
+    night.store(ppdb, results)
+    first = ppdb.claimAlerts("first", 60.0, 12)
+    second = ppdb.claimAlerts("second", -1.0, 100)
+    assert [a.alert_id for a in first + second] == [a.alert_id for a in ppdb.pendingAlerts()]
+    assert len(first) == 12 and {a.arrived_unix for a in first} == {1.0}
+    assert ppdb.claimAlerts("first", 60.0, 5) == first and not ppdb.claimAlerts("third", 60.0, 100)
+    left = {c.name: c.left_s for c in ppdb.claims()}
+    assert left["second"] < 0.0 < left["first"] <= 60.0
+    ppdb.markPublished([a.alert_id for a in first], 50.0)
+    ppdb.refuseAlerts({second[0].alert_id: "too large"})
+    assert [c.alert_ids for c in ppdb.claims()] == [tuple(a.alert_id for a in second[1:])]
+    ppdb.releaseAlerts("second")
+    assert ppdb.claimAlerts("third", 60.0, 100, night.FIRST, [0]) == []
+    assert ppdb.claimAlerts("third", 60.0, 100, night.FIRST, [1]) == second[1:]
+    ppdb.markPublished([a.alert_id for a in second], 70.0)
+    assert not ppdb.claims() and not ppdb.pendingAlerts()
+    assert ppdb.ledger()["published_unix"].tolist() == [50.0, 70.0]
+
+
 def test_settled_states_and_steps(ppdb: Ppdb) -> None:
     announce(ppdb, 0)
     night.store(ppdb, [night.process(ppdb, 0, 0)])

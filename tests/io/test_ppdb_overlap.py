@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ def test_visits_that_do_not_wait_come_round(backend: Backend) -> None:
 
 
 def test_workers_killed_while_they_store_lose_and_double_nothing(backend: Backend) -> None:
-    with open_ppdb(backend.url, create=True) as ppdb, ThreadPoolExecutor(4) as pool:
+    with open_ppdb(backend.url, create=True) as ppdb, ThreadPoolExecutor(6) as pool:
         for k in range(6):
             ppdb.openVisit(night.visit(k), night.regions(), time.time() + 60.0)
         with other("turns", backend.url, 1, 1) as second, other("visits", backend.url, 4, 1) as fifth:
@@ -95,3 +96,22 @@ def test_two_workers_store_one_batch_at_once(backend: Backend) -> None:
         assert sorted(len(r.stored) for r in reports) == [0, 0, 0, 3]
         assert sorted(len(r.already) for r in reports) == [0, 3, 3, 3]
         night.check(ppdb)
+
+
+def test_a_visit_that_is_announced_again_while_it_is_stored_is_not_waited_for(backend: Backend) -> None:
+    regions = night.regions(12)
+    with open_ppdb(backend.url, create=True) as ppdb, ThreadPoolExecutor(1) as pool:
+        stored = threading.Event()
+
+        def announce() -> None:
+            while not stored.is_set():
+                ppdb.openVisit(night.visit(0), regions, time.time() + 60.0)
+
+        results = [night.process(ppdb, 0, d) for d in regions]
+        again = pool.submit(announce)
+        for result in results:
+            night.store(ppdb, [result])
+        stored.set()
+        again.result(10.0)
+        ppdb.openVisit(night.visit(1), regions, time.time() + 60.0)
+        assert all(ppdb.awaitTurn(night.FIRST + 1, d, 1.0) for d in regions)

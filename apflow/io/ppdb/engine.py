@@ -105,24 +105,25 @@ class Engine:
         """See `Ppdb.openVisit`."""
         keys = [(instrument, visit, d) for d in regions]
         rows = keys_table(keys).append_column("region", pa.array([to_text(r) for r in regions.values()], pa.string()))
-        with self._transaction() as con:
-            execute(
-                con,
-                "INSERT INTO ledger (instrument, visit, detector, region, deadline_unix, state) "
-                f"SELECT *, {float(deadline_unix)!r}, 'expected' FROM new_visit "
-                "ON CONFLICT DO UPDATE SET region = excluded.region, deadline_unix = excluded.deadline_unix, "
-                "state = 'expected', cause = NULL, step = NULL WHERE ledger.stored_unix IS NULL AND "
-                f"(ledger.state = 'expected' OR {time.time()!r} > coalesce(ledger.deadline_unix, 0))",
-                new_visit=rows,
-            )
-            expected = query(
-                con,
-                "SELECT instrument, visit, detector FROM ledger JOIN new_visit USING (instrument, visit, detector) "
-                "WHERE state = 'expected'",
-                new_visit=keys_table(keys),
-            )
-        open_keys = {(r["instrument"], r["visit"], r["detector"]) for r in expected.to_pylist()}
-        self._turns.announce([(k, regions[k[2]]) for k in keys if k in open_keys], deadline_unix)
+        with self._lock:  # what waiters are told comes in the order of the transactions
+            with self._transaction() as con:
+                execute(
+                    con,
+                    "INSERT INTO ledger (instrument, visit, detector, region, deadline_unix, state) "
+                    f"SELECT *, {float(deadline_unix)!r}, 'expected' FROM new_visit "
+                    "ON CONFLICT DO UPDATE SET region = excluded.region, deadline_unix = excluded.deadline_unix, "
+                    "state = 'expected', cause = NULL, step = NULL WHERE ledger.stored_unix IS NULL AND "
+                    f"(ledger.state = 'expected' OR {time.time()!r} > coalesce(ledger.deadline_unix, 0))",
+                    new_visit=rows,
+                )
+                expected = query(
+                    con,
+                    "SELECT instrument, visit, detector FROM ledger JOIN new_visit USING (instrument, visit, detector) "
+                    "WHERE state = 'expected'",
+                    new_visit=keys_table(keys),
+                )
+            open_keys = {(r["instrument"], r["visit"], r["detector"]) for r in expected.to_pylist()}
+            self._turns.announce([(k, regions[k[2]]) for k in keys if k in open_keys], deadline_unix)
 
     def await_turn(self, visit: int, detector: int, timeout_s: float, instrument: str | None) -> bool:
         """See `Ppdb.awaitTurn`."""
@@ -190,18 +191,20 @@ class Engine:
 
     def store(self, batch: Batch) -> StoreReport:
         """See `Ppdb.storeBatch`."""
-        with self._transaction() as con:
-            report = storing.store(con, batch)
-        done = {*report.stored, *report.already}
-        self._turns.end(k for k in batch.keys if k[1:] in done)
+        with self._lock:
+            with self._transaction() as con:
+                report = storing.store(con, batch)
+            done = {*report.stored, *report.already}
+            self._turns.end(k for k in batch.keys if k[1:] in done)
         return report
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """See `Ppdb.settle`."""
         keys = [(o.instrument, o.visit, o.detector) for o in outcomes]
-        with self._transaction() as con:
-            storing.settle(con, keys, outcomes)
-        self._turns.end(keys)
+        with self._lock:
+            with self._transaction() as con:
+                storing.settle(con, keys, outcomes)
+            self._turns.end(keys)
 
     def pending(self, limit: int | None, visit: int | None) -> list[OutboxRow]:
         """See `Ppdb.pendingAlerts`."""

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,22 +95,3 @@ def test_two_workers_store_one_batch_at_once(backend: Backend) -> None:
         assert sorted(len(r.stored) for r in reports) == [0, 0, 0, 3]
         assert sorted(len(r.already) for r in reports) == [0, 3, 3, 3]
         night.check(ppdb)
-
-
-def test_a_visit_that_is_announced_again_while_it_is_stored_is_not_waited_for(backend: Backend) -> None:
-    regions = night.regions(12)
-    with open_ppdb(backend.url, create=True) as ppdb, ThreadPoolExecutor(1) as pool:
-        stored = threading.Event()
-
-        def announce() -> None:
-            while not stored.is_set():
-                ppdb.openVisit(night.visit(0), regions, time.time() + 60.0)
-
-        results = [night.process(ppdb, 0, d) for d in regions]
-        again = pool.submit(announce)
-        for result in results:
-            night.store(ppdb, [result])
-        stored.set()
-        again.result(10.0)
-        ppdb.openVisit(night.visit(1), regions, time.time() + 60.0)
-        assert all(ppdb.awaitTurn(night.FIRST + 1, d, 1.0) for d in regions)

@@ -94,11 +94,13 @@ def _rows_of(con: Any, name: str, ids: Sequence[I8], since: Any, until: Any) -> 
 def _select(con: Any, name: str, ids: I8, since: float, until: float) -> pa.Table:
     flags = [c.name for c in described(name).columns if c.datatype == "boolean"] if len(ids) > _MANY else []
     columns = ", ".join(f'"{c}"::UTINYINT AS "{c}"' if c in flags else f'"{c}"' for c in described(name).names)
-    # By rowid: DuckDB then reads a hundred columns only where there is a row to give.
-    return query(
-        con,
-        f'SELECT {columns} FROM "{name}" WHERE rowid IN (SELECT rowid FROM "{name}" '
-        'WHERE "diaObjectId" IN (SELECT id FROM wanted) AND "timeWithdrawnMjdTai" IS NULL '
-        f'AND "midpointMjdTai" BETWEEN {float(since)!r} AND {float(until)!r})',
-        wanted=pa.table({"id": ids}),
+    low, high = (ids[0], ids[-1]) if len(ids) else (0, 0)  # they ascend
+    condition = (
+        f'"diaObjectId" BETWEEN {low} AND {high} '
+        'AND "diaObjectId" IN (SELECT id FROM wanted) AND "timeWithdrawnMjdTai" IS NULL '
+        f'AND "midpointMjdTai" BETWEEN {float(since)!r} AND {float(until)!r}'
     )
+    if name == "DiaSource":
+        # By rowid: DuckDB then reads a hundred columns only where there is a row to give.
+        condition = f'rowid IN (SELECT rowid FROM "DiaSource" WHERE {condition})'
+    return query(con, f'SELECT {columns} FROM "{name}" WHERE {condition}', wanted=pa.table({"id": ids}))

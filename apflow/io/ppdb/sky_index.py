@@ -62,14 +62,22 @@ def members(
     by_dec = np.argsort(dec_deg, kind="stable")
     sorted_dec = dec_deg[by_dec]
     places = unit_vectors(ra_deg[by_dec], dec_deg[by_dec])
+    corners = [len(r.vertices) for r in regions]
+    start = np.cumsum([0, *corners])
+    vertices = unit_vectors(*np.concatenate([r.vertices for r in regions]).T)
+    before = np.arange(len(vertices)) - 1
+    before[start[:-1]] = start[1:] - 1
+    centre = np.add.reduceat(vertices, start[:-1])
+    centre /= np.linalg.norm(centre, axis=1)[:, None]
+    of_vertex = np.repeat(centre, corners, axis=0)
+    inward = np.cross(vertices[before], vertices)
+    inward *= np.sign((inward * of_vertex).sum(1))[:, None]
+    dec = np.degrees(np.arcsin(np.clip(centre[:, 2], -1.0, 1.0)))
+    cosine = np.minimum.reduceat((vertices * of_vertex).sum(1), start[:-1])
+    r = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))) + 1e-6
+    low, high = np.searchsorted(sorted_dec, dec - r), np.searchsorted(sorted_dec, dec + r)
     inside = []
-    for region in regions:
-        corners = unit_vectors(region.vertices[:, 0], region.vertices[:, 1])
-        centre = corners.sum(0) / np.linalg.norm(corners.sum(0))
-        dec = math.degrees(math.asin(np.clip(centre[2], -1.0, 1.0)))
-        r = math.degrees(math.acos(np.clip((corners @ centre).min(), -1.0, 1.0))) + 1e-6
-        low, high = np.searchsorted(sorted_dec, [dec - r, dec + r])
-        edges = np.cross(np.roll(corners, 1, 0), corners)
-        side = places[low:high] @ (edges * np.sign(edges @ centre)[:, None]).T
-        inside.append(np.sort(by_dec[low:high][(side >= 0.0).all(1)]))
+    for i in range(len(regions)):
+        side = places[low[i] : high[i]] @ inward[start[i] : start[i + 1]].T
+        inside.append(np.sort(by_dec[low[i] : high[i]][(side >= 0.0).all(1)]))
     return inside

@@ -127,19 +127,23 @@ class Engine:
 
     def await_turn(self, visit: int, detector: int, timeout_s: float, instrument: str | None) -> bool:
         """See `Ppdb.awaitTurn`."""
-        found = self._announced(visit, detector, instrument)
-        if len(found) != 1 or found[0][1] is None:
-            names = ", ".join(k[0] for k, _ in found)
-            why = f"announced by {names}: name the instrument" if len(found) > 1 else "not announced; openVisit first"
+        # Without a word with the database, where each would wait for whoever stores.
+        found = self._turns.announced(visit, detector, instrument) or self._in_ledger(visit, detector, instrument)
+        if len(found) != 1:
+            names = ", ".join(key[0] for key, _ in found)
+            why = f"announced by {names}: name the instrument" if found else "not announced; openVisit first"
             raise BadRequest(f"visit {visit} detector {detector} is {why}")
-        return self._turns.wait(found[0][0], from_text(found[0][1]), timeout_s)
+        return self._turns.wait(*found[0], timeout_s)
 
-    def _announced(self, visit: int, detector: int, instrument: str | None) -> list[tuple[Key, str | None]]:
+    def _in_ledger(self, visit: int, detector: int, instrument: str | None) -> list[tuple[Key, Region]]:
         rows = self._read(
-            f"SELECT instrument, region FROM ledger WHERE visit = {int(visit)} AND detector = {int(detector)}"
+            "SELECT instrument, region FROM ledger WHERE region IS NOT NULL "
+            f"AND visit = {int(visit)} AND detector = {int(detector)}"
         ).to_pylist()
         return [
-            ((r["instrument"], visit, detector), r["region"]) for r in rows if instrument in (None, r["instrument"])
+            ((r["instrument"], visit, detector), from_text(r["region"]))
+            for r in rows
+            if instrument in (None, r["instrument"])
         ]
 
     def objects(self, region: Region) -> pa.Table:

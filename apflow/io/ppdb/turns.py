@@ -53,7 +53,7 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._expected: dict[Key, Expected] = {}
-        self._announcements = 0
+        self._opened: list[tuple[str, int]] = []  # instrument and visit of each announcement
         self._closed = False
 
     def announce(self, regions: Iterable[tuple[Key, Region]], deadline_unix: float) -> None:
@@ -61,8 +61,15 @@ class Turns:
         new = {key: expected(region, deadline_unix) for key, region in regions}
         with self._changed:
             self._expected.update(new)
-            self._announcements += 1
+            self._opened += sorted({key[:2] for key in new})
             self._changed.notify_all()
+
+    def announced(self, visit: int, detector: int, instrument: str | None) -> list[tuple[Key, Region]]:
+        """A detector-visit with its region, of each instrument or one; none where it is not expected any more."""
+        with self._changed:
+            names = {name for name, _ in self._opened} if instrument is None else {instrument}
+            keys = [(name, visit, detector) for name in sorted(names)]
+            return [(key, self._expected[key].region) for key in keys if key in self._expected]
 
     def end(self, keys: Iterable[Key]) -> None:
         """Take away detector-visits that are stored or ended."""
@@ -82,14 +89,15 @@ class Turns:
         mine = expected(region.grown(REACH_ARCSEC), 0.0)
         until = time.monotonic() + timeout_s
         with self._changed:
-            seen, before = -1, list[Key]()
+            seen, before = len(self._opened), self._before(key, mine)
             while True:
                 if self._closed:
                     raise ServiceError(
                         f"the PPDB was closed while visit {key[1]} detector {key[2]} waited for its turn"
                     )
-                if seen != self._announcements:
-                    seen, before = self._announcements, self._before(key, mine)
+                news, seen = self._opened[seen:], len(self._opened)
+                if any(instrument == key[0] and visit < key[1] for instrument, visit in news):
+                    before = self._before(key, mine)
                 now = time.time()
                 deadlines = (self._expected[k].deadline_unix for k in before if k in self._expected)
                 next_deadline = min((d for d in deadlines if d > now), default=math.inf)

@@ -128,6 +128,7 @@ def test_nothing_of_a_password_is_ever_shown(night, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"delivery_timeout_s": 0.0}, "delivery_timeout_s 0 is not accepted: up to 400"),
         ({"security_protocol": "TLS"}, "security_protocol 'TLS'.*PLAINTEXT, SSL"),
         ({"security_protocol": "SASL_SSL", "password_file": "/nowhere"}, "password_file '/nowhere' cannot be read"),
         ({"security_protocol": "SSL", "ca_file": "/nowhere.crt"}, "ca_file '/nowhere.crt'"),

@@ -19,8 +19,8 @@ from apflow.errors import DataError
 from apflow.io.alerts.schema import available_versions, load_schema, registry_id
 from apflow.io.kafka.registry import Registry
 from apflow.io.kafka.settings import client_settings, is_lasting, make, service_error
+from apflow.io.kafka.topics import ANSWER_S, partitions
 
-_ANSWER_S = 10.0
 _MAX_AT_ONCE = 500
 
 
@@ -136,12 +136,12 @@ class AlertConsumer:
         )
         self._consumer = make(Consumer, settings | {"error_cb": self._note}, kafka)
         try:
-            partitions = self._partitions()
+            found = self._partitions()
             if group:
                 self._consumer.subscribe([self.topic])
             else:
                 start = OFFSET_BEGINNING if from_start else OFFSET_END
-                self._consumer.assign([TopicPartition(self.topic, p, start) for p in partitions])
+                self._consumer.assign([TopicPartition(self.topic, p, start) for p in found])
         except BaseException:
             self._consumer.close()
             raise
@@ -202,7 +202,7 @@ class AlertConsumer:
         ends = []
         for partition in self._consumer.assignment():
             try:
-                low, high = self._consumer.get_watermark_offsets(partition, timeout=_ANSWER_S)
+                low, high = self._consumer.get_watermark_offsets(partition, timeout=ANSWER_S)
             except KafkaException as error:
                 raise self._error(error.args[0]) from None
             if high > low:
@@ -223,13 +223,9 @@ class AlertConsumer:
 
     def _partitions(self) -> list[int]:
         try:
-            found = self._consumer.list_topics(self.topic, timeout=_ANSWER_S).topics[self.topic]
+            return partitions(self._consumer, self.topic, lambda: self._problem)
         except KafkaException as error:
-            self._consumer.poll(0)
             raise self._error(error.args[0]) from None
-        if found.error is not None:
-            raise self._error(found.error)
-        return list(found.partitions)
 
     def _error(self, error: KafkaError) -> Exception:
         return service_error(error, self._kafka, self._problem, topic=self.topic)

@@ -19,14 +19,14 @@ from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent, Sink, holder
 from apflow.io.alerts.schema import frame, registry_id
 from apflow.io.kafka.settings import client_settings, is_lasting, make, service_error
+from apflow.io.kafka.topics import ANSWER_S, partitions
 from apflow.model.products import Claim, OutboxRow
 
 #: How long a broker that failed is left alone, so that batches after the first need not wait for it.
 _RETRY_S = 5.0
-_CONNECT_S = 10.0
 #: A broker that creates topics by itself says for a while that there is none.
 _TOPIC_S = 3.0
-#: Beyond the time for queueing and the time for delivery.
+#: Beyond the times for queueing and delivery, of all alerts and again of those that go alone.
 _MARGIN_S = 15.0
 #: Alerts in librdkafka's queue.
 _QUEUE_KB = 64 * 1024
@@ -117,7 +117,7 @@ class KafkaSink(Sink):
         self._lock = threading.RLock()
         self._producer: Producer | None = None
         self._behind: KafkaError | None = None
-        self._down: tuple[float, ServiceError] | None = None
+        self._down: tuple[float, str] | None = None
         self._new_identity()
 
     def _new_identity(self) -> None:
@@ -127,7 +127,7 @@ class KafkaSink(Sink):
     @property
     def lease_s(self) -> float:
         """See `Sink`."""
-        return _CONNECT_S + _TOPIC_S + 2 * self._kafka.delivery_timeout_s + _MARGIN_S
+        return ANSWER_S + _TOPIC_S + 4 * self._kafka.delivery_timeout_s + _MARGIN_S
 
     def new_claim(self) -> str:
         """See `Sink`."""
@@ -141,13 +141,11 @@ class KafkaSink(Sink):
         except ApflowError as error:
             return Sent(failure=error)
         sent, reports = self._produce(producer, batch, {}, alone=False)
-        for row, value in reports.too_large:
-            # A batch is refused as a whole: alone, each alert of it is judged by its own size.
-            alone = self._produce_framed(producer, [(row, value)])
-            reports.delivered += alone.delivered
-            reports.failed += alone.failed
-            if alone.too_large:
-                sent.refused[row.alert_id] = self._too_large(row, len(value), "the broker")
+        # A batch is refused as a whole: each of its alerts is judged when it goes alone.
+        again = self._produce_framed(producer, reports.too_large, alone=True)
+        sent.refused |= {row.alert_id: self._too_large(row, len(value), "the broker") for row, value in again.too_large}
+        reports.delivered += again.delivered
+        reports.failed += again.failed
         sent.acknowledged = reports.delivered
         if reports.failed or len(sent.acknowledged) + len(sent.refused) + len(batch.broken) < len(batch.rows):
             sent.failure = self._failed(reports.failed)
@@ -176,7 +174,7 @@ class KafkaSink(Sink):
         """
         with self._lock:
             if self._down is not None and time.monotonic() < self._down[0]:
-                raise self._down[1]
+                raise ServiceError(self._down[1])
             if self._producer is None:
                 producer = make(Producer, self._settings() | {"error_cb": self._note}, self._kafka)
                 self._connect(producer)
@@ -193,25 +191,15 @@ class KafkaSink(Sink):
 
     def _connect(self, producer: Producer) -> None:
         self._behind = None
-        start = time.monotonic()
-        while True:
-            error: KafkaError | None
-            try:
-                error = producer.list_topics(self._kafka.topic, timeout=1.0).topics[self._kafka.topic].error
-                patience_s = _TOPIC_S
-            except KafkaException as raised:
-                error, patience_s = raised.args[0], _CONNECT_S
-            producer.poll(0)
-            if error is None:
-                return
-            lasting = is_lasting(error) or is_lasting(self._behind)
-            if lasting or time.monotonic() - start > min(patience_s, self._kafka.delivery_timeout_s):
-                raise self._is_down(error)
-            time.sleep(0.1)
+        try:
+            answer_s = min(ANSWER_S, self._kafka.delivery_timeout_s)
+            partitions(producer, self._kafka.topic, lambda: self._behind, answer_s, made_s=_TOPIC_S)
+        except KafkaException as error:
+            raise self._is_down(error.args[0]) from None
 
     def _is_down(self, error: KafkaError) -> ServiceError:
         down = service_error(error, self._kafka, self._behind)
-        self._down = time.monotonic() + _RETRY_S, down
+        self._down = time.monotonic() + _RETRY_S, str(down)
         return down
 
     def _failed(self, errors: list[KafkaError]) -> ServiceError:

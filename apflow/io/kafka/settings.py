@@ -13,6 +13,8 @@ from apflow.errors import BadRequest, ServiceError
 from apflow.io.kafka.embedded import EMBEDDED, embedded_bootstrap
 
 _log = logging.getLogger("apflow.io.kafka")
+#: Two of them must fit into the longest transaction that brokers accept by default, 900 s.
+_LONGEST_S = 400.0
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 _CREDENTIALS = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
@@ -44,6 +46,8 @@ def client_settings(kafka: Kafka, **more: Any) -> dict[str, Any]:
         raise BadRequest(
             f"kafka.security_protocol {kafka.security_protocol!r} is not accepted: {', '.join(_PROTOCOLS)}"
         )
+    if not 0 < kafka.delivery_timeout_s <= _LONGEST_S:
+        raise BadRequest(f"kafka.delivery_timeout_s {kafka.delivery_timeout_s:g} is not accepted: up to {_LONGEST_S:g}")
     settings: dict[str, Any] = {
         "bootstrap.servers": embedded_bootstrap() if kafka.bootstrap == EMBEDDED else kafka.bootstrap,
         "client.id": "apflow",

@@ -24,13 +24,12 @@ from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent
 from apflow.io.kafka.producer import KafkaSink, producer_settings
 from apflow.io.kafka.settings import client_settings, make, service_error
+from apflow.io.kafka.topics import ANSWER_S, partitions
 from apflow.model.products import Claim, OutboxRow
 
 #: For the coordinator to end what another left, and to answer.
 _COORDINATOR_S = 30.0
 _ABORT_S = 5.0
-#: What brokers accept by default (transaction.max.timeout.ms).
-_LONGEST_S = 900.0
 #: Markers are kept this long.
 _KEPT_DAYS = 7
 
@@ -123,7 +122,7 @@ class TransactionalSink(KafkaSink):
 
     def _settings(self, identity: str = "") -> dict[str, Any]:
         # The broker ends a transaction that its producer abandoned after this time.
-        longest_s = min(_LONGEST_S, 2 * self._kafka.delivery_timeout_s + _COORDINATOR_S)
+        longest_s = 2 * self._kafka.delivery_timeout_s + _COORDINATOR_S
         return producer_settings(self._kafka) | {
             "transactional.id": f"{self._kafka.transactional_id}-{identity or self._identity}",
             "transaction.timeout.ms": int(1000 * longest_s),
@@ -139,17 +138,21 @@ class TransactionalSink(KafkaSink):
 
     def _require_markers(self, producer: Producer) -> None:
         """Make the topic of the markers where it is missing."""
-        if self._markers in producer.list_topics(timeout=_COORDINATOR_S).topics:
+        try:
+            partitions(producer, self._markers, lambda: self._behind)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+        else:
             return
         new = NewTopic(self._markers, 1, -1, config={"retention.ms": str(_KEPT_DAYS * 86_400_000)})
         admin = make(AdminClient, client_settings(self._kafka), self._kafka)
         try:
-            admin.create_topics([new])[self._markers].result(timeout=_COORDINATOR_S)
+            admin.create_topics([new], request_timeout=ANSWER_S)[self._markers].result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another publisher was faster
-                raise service_error(
-                    error.args[0], self._kafka, doing=f"making topic {self._markers!r} of one partition"
-                ) from None
+                doing = f"making topic {self._markers!r} of one partition"
+                raise service_error(error.args[0], self._kafka, doing=doing, topic=self._markers) from None
 
     def _transaction(
         self, producer: Producer, claim: str, batch: Batch, refused: dict[int, str], alone: bool

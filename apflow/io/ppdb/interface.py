@@ -228,6 +228,7 @@ class Ppdb(ABC):
     def pendingAlerts(self, limit: int | None = None, visit: int | None = None) -> list[OutboxRow]:
         """Alerts, of all visits or one, that are not published, withdrawn or refused; oldest visit first."""
 
+    @abstractmethod
     def claimAlerts(
         self,
         claim: str,
@@ -257,23 +258,22 @@ class Ppdb(ABC):
         rows
             With `OutboxRow.arrived_unix`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def claims(self) -> list[Claim]:
         """What is claimed and still pending, lease over or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def releaseAlerts(self, claim: str) -> None:
         """Give back what is still pending of a claim."""
-        raise NotImplementedError
 
+    @abstractmethod
     def endLease(self, claim: str) -> None:
         """Say that a claim's publisher is done with it, and does not know what became of the alerts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuseAlerts(self, causes: Mapping[int, str]) -> None:
         """Note that alerts cannot be sent, with the cause: they are pending no more."""
-        raise NotImplementedError
 
     @abstractmethod
     def markPublished(self, alert_ids: Sequence[int], when_unix: float) -> None:

@@ -94,7 +94,7 @@ def judge(batch: Batch, which: Sequence[int], current: pa.Table) -> tuple[list[i
         guard = batch.guards[i]
         stale = any(k not in latest or start[latest[k]] != version for k, version in guard.items())
         appeared = any(ids[j] in latest and ids[j] not in guard for j in own)
-        strangers = {j for found in next(near) for j in found if latest.get(ids[j]) == j and ids[j] not in guard}
+        strangers = any(latest.get(ids[j]) == j and ids[j] not in guard for j in next(near))
         if stale or appeared or strangers:
             lost.append(i)
             continue
@@ -104,18 +104,20 @@ def judge(batch: Batch, which: Sequence[int], current: pa.Table) -> tuple[list[i
     return accepted, lost
 
 
-def _objects_near(batch: Batch, which: Sequence[int], versions: pa.Table) -> list[list[list[int]]]:
-    """For each detector, for each of its sources: indices of the versions within the radius."""
+def _objects_near(batch: Batch, which: Sequence[int], versions: pa.Table) -> list[list[int]]:
+    """For each detector: indices of the versions within the radius of one of its sources."""
     sources = batch.rows["DiaSource"]
     counts = [sources.offsets[i + 1] - sources.offsets[i] for i in which]
-    found: list[list[int]] = [[] for _ in range(sum(counts))]
-    if found and versions.num_rows:
-        at, of = (
-            unit_vectors(t.column("ra").to_numpy(), t.column("dec").to_numpy()) for t in (sources.of(which), versions)
-        )
-        found = list(cKDTree(of).query_ball_point(at, chord(batch.radius_arcsec) * (1.0 + 1e-9)))
-    ends = np.cumsum([0, *counts])
-    return [found[a:b] for a, b in itertools.pairwise(ends)]
+    if not sum(counts) or not versions.num_rows:
+        return [[] for _ in which]
+    at, of = (
+        cKDTree(unit_vectors(t.column("ra").to_numpy(), t.column("dec").to_numpy()))
+        for t in (sources.of(which), versions)
+    )
+    pairs = at.sparse_distance_matrix(of, chord(batch.radius_arcsec) * (1.0 + 1e-9), output_type="ndarray")
+    pairs = pairs[np.argsort(pairs["i"])]
+    ends = np.searchsorted(pairs["i"], np.cumsum([0, *counts]))
+    return [pairs["j"][a:b].tolist() for a, b in itertools.pairwise(ends)]
 
 
 def _check_order(key: Key, guard: Mapping[int, float], versions: Mapping[int, float]) -> None:

@@ -40,20 +40,20 @@ def ids_near(
 
     `known` are the ids of the positions `ra` and `dec`, ascending; `own` as well.
     """
-    found = []
-    for w, ids in zip(wanted, own, strict=True):
-        at = np.searchsorted(known, ids)
-        found.append(ids[_near(w.ra, w.dec, ra[at], dec[at], radius_arcsec)])
-    return found
+    at = [np.searchsorted(known, ids) for ids in own]
+    sources = _apart([w.ra for w in wanted], [w.dec for w in wanted])
+    objects = _apart([ra[i] for i in at], [dec[i] for i in at])
+    near = np.zeros(len(objects), bool)
+    if len(sources) and len(objects):
+        reach = chord(radius_arcsec) * (1 + 1e-9)  # the bound itself is left out
+        near = np.isfinite(cKDTree(sources).query(objects, distance_upper_bound=reach)[0])
+    return [ids[n] for ids, n in zip(own, np.split(near, np.cumsum([len(i) for i in own])[:-1]), strict=True)]
 
 
-def _near(ra: Any, dec: Any, object_ra: Any, object_dec: Any, radius_arcsec: float) -> NDArray[np.bool_]:
-    if not len(ra) or not len(object_ra):
-        return np.zeros(len(object_ra), bool)
-    tree = cKDTree(unit_vectors(ra, dec))
-    reach = chord(radius_arcsec) * (1 + 1e-9)  # the bound itself is left out
-    distance, _ = tree.query(unit_vectors(object_ra, object_dec), distance_upper_bound=reach)
-    return np.asarray(np.isfinite(distance))
+def _apart(ra: Sequence[Any], dec: Sequence[Any]) -> NDArray[np.float64]:
+    """Unit vectors with a fourth coordinate that keeps detectors apart."""
+    detector = np.repeat(10.0 * np.arange(len(ra)), [len(r) for r in ra])
+    return np.column_stack([unit_vectors(np.concatenate(ra), np.concatenate(dec)), detector])
 
 
 def history_part(rows: pa.Table, name: str, ids: Sequence[I8], since: Any, until: Any) -> Part:
@@ -74,24 +74,22 @@ def history_order(row_id: I8, mjd: Any, objects: I8, ids: Sequence[I8], since: A
     since, until
         Time of each detector.
     """
-    n = max(len(row_id), 1)
-    every = np.unique(np.concatenate(ids))
+    every, wanted = np.unique(np.concatenate(ids), return_inverse=True)
+    detectors = np.repeat(np.arange(len(ids)), [len(i) for i in ids])[np.argsort(wanted, kind="stable")]
+    count = np.bincount(wanted, minlength=len(every))  # detectors of an object: one, but where regions overlap
+    first = np.cumsum(count) - count
     order = _order(row_id, mjd)
     mine = np.searchsorted(every, objects[order])
-    by_object = np.argsort(mine, kind="stable")
-    starts = np.searchsorted(mine[by_object], np.arange(len(every) + 1))
-    # A detector's objects, each with its rows: by_object[first[j]:first[j] + count[j]].
-    wanted = np.searchsorted(every, np.concatenate(ids))
-    first, count = starts[wanted], starts[wanted + 1] - starts[wanted]
-    end = np.cumsum(count)
-    take = by_object[np.arange(end[-1] if len(end) else 0) - np.repeat(end - count - first, count)]
-    detector = np.repeat(np.repeat(np.arange(len(ids)), [len(i) for i in ids]), count)
-    time = mjd[order[take]]
-    keep = (time >= since[detector]) & (time <= until[detector])
-    # One number for detector and place: sorting it sorts both.
-    place = np.sort(detector[keep] * n + take[keep])
-    detector, take = np.divmod(place, n)
-    return order[take], np.searchsorted(detector, np.arange(len(ids) + 1))
+    copies = count[mine]
+    row = np.repeat(np.arange(len(order)), copies)
+    detector = detectors[np.repeat(first[mine] - np.cumsum(copies) + copies, copies) + np.arange(len(row))]
+    time = mjd[order[row]]
+    keep = np.flatnonzero((time >= since[detector]) & (time <= until[detector]))
+    detector = detector[keep]
+    # Rows are in order already: the fewer bits, the faster they are dealt out.
+    by_detector = np.argsort(detector.astype(np.min_scalar_type(len(ids))), kind="stable")
+    offsets = np.cumsum(np.bincount(detector + 1, minlength=len(ids) + 1))
+    return order[row[keep[by_detector]]], offsets
 
 
 def ordered(rows: pa.Table, *columns: str) -> pa.Table:

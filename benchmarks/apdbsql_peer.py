@@ -57,21 +57,26 @@ class Peer:
 
     def read_detector(self, field: Field, detector: int) -> int:
         """Everything association reads of one detector, as Rubin's does it; gives the number of rows."""
+        return sum(len(t) for t in self.tables(field, detector))
+
+    def tables(self, field: Field, detector: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The DiaObjects, DiaSources and DiaForcedSources of one detector."""
         return self._read(field.regions[detector].to_sphgeom())
 
     def read_visit(self, field: Field) -> int:
         """The same for the whole focal plane in one call."""
         ra, dec = field.boresight
-        return self._read(Circle(UnitVector3d(LonLat.fromDegrees(ra, dec)), Angle.fromDegrees(2.05)))
+        around = Circle(UnitVector3d(LonLat.fromDegrees(ra, dec)), Angle.fromDegrees(2.05))
+        return sum(len(t) for t in self._read(around))
 
-    def _read(self, region: Region) -> int:
+    def _read(self, region: Region) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         time = Time(NOW_MJD, format="mjd", scale="tai")
         objects = self._apdb.getDiaObjects(region)
         ids = objects["diaObjectId"].tolist()
         sources = self._apdb.getDiaSources(region, ids, time)
         forced = self._apdb.getDiaForcedSources(region, ids, time)
         assert sources is not None and forced is not None  # it is so only where it keeps no history
-        return len(objects) + len(sources) + len(forced)
+        return objects, sources, forced
 
     def write(self, objects: pd.DataFrame, sources: pd.DataFrame, forced: pd.DataFrame, k: int) -> None:
         """One store: three tables, one transaction."""

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 from ppdb_limits import bare_copy_s, load
 from ppdb_workload import DETECTORS, HISTORY, OBJECTS, Field, fields, mjd_of, raft
@@ -84,6 +85,11 @@ class Ours:
         """One request for each group of detectors; gives the number of rows."""
         histories = [h for g in groups for h in self.ppdb.getHistory([self.field.wanted(d) for d in g], **READ)]
         return sum(len(h.objects) + len(h.sources) + len(h.forced) for h in histories)
+
+    def tables(self, detector: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The DiaObjects, DiaSources and DiaForcedSources of one detector."""
+        [history] = self.ppdb.getHistory([self.field.wanted(detector)], **READ)
+        return history.objects, history.sources, history.forced
 
     def results(self) -> list[DetectorResult]:
         """A new visit, announced as `open_visit` does it."""
@@ -149,6 +155,21 @@ def measure_peer(peer: Any, field: Field, repeat: int) -> dict[str, tuple[float,
     return {n: c.medians() for n, c in clocks.items()}
 
 
+def alike(ours: Ours, peer: Any) -> None:
+    """What one detector reads on both sides, before either has written anything."""
+    mine, theirs = ours.tables(94), peer.tables(ours.field, 94)
+    say(
+        "detector_read_rows",
+        sum(map(len, mine)),
+        "rows",
+        peer="lsst.dax.apdb ApdbSql",
+        peer_value=sum(map(len, theirs)),
+        columns=[t.shape[1] for t in mine],
+        peer_columns=[t.shape[1] for t in theirs],
+        differs=[sorted({*a.columns} ^ {*b.columns}) for a, b in zip(mine, theirs, strict=True)],
+    )
+
+
 def compare(us: dict[str, tuple[float, float, float]], peer: dict[str, tuple[float, float, float]] | None) -> None:
     """The figures beside ApdbSql's."""
     pairs = {
@@ -176,8 +197,14 @@ def postgres(rows: int, repeat: int, with_peer: bool) -> None:
     with PostgresServer() as server:
         url = server.database()
         load(url, others)
+        peer_ = None
+        if with_peer and Peer is not None:
+            peer_ = Peer(server.database())
+            peer_.load(others)
         with open_ppdb(url) as ppdb:
             ours = Ours(ppdb, field)
+            if peer_ is not None:
+                alike(ours, peer_)
             us = measure(ours, repeat, server)
             for name, (wall, cpu, theirs) in us.items():
                 say(f"postgresql_{name}", wall, "s", client_cpu_s=round(cpu, 3), server_cpu_s=round(theirs, 3))
@@ -193,12 +220,7 @@ def postgres(rows: int, repeat: int, with_peer: bool) -> None:
                     ratio=round(limit[name] / value, 3),
                 )
             peak(ppdb)
-        peer = None
-        if with_peer and Peer is not None:
-            peer_ = Peer(server.database())
-            peer_.load(others)
-            peer = measure_peer(peer_, field, repeat)
-        compare(us, peer)
+        compare(us, None if peer_ is None else measure_peer(peer_, field, repeat))
 
 
 def peak(ppdb: Ppdb) -> None:

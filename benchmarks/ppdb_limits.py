@@ -17,7 +17,7 @@ from psycopg import sql
 from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.postgres import connect, ddl, partitions
 from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, encode, ids_sql
-from apflow.io.ppdb.tables import to_arrow
+from apflow.io.ppdb.tables import stored_columns, to_arrow
 from apflow.model import schema
 
 
@@ -27,7 +27,7 @@ def load(url: str, fields: Sequence[Field]) -> None:
         pass
     if url.startswith("duckdb://"):
         with duckdb.connect(url.removeprefix("duckdb://")) as connection:
-            for name, rows in _rows(fields, schema.table("DiaObjectLast").names):
+            for name, rows in _rows(fields, [c.name for c in stored_columns("DiaObjectLast")]):
                 connection.register("rows", rows)
                 connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM rows')
         return
@@ -56,6 +56,7 @@ def bare_copy_s(url: str, field: Field, repeat: int) -> dict[str, float]:
     reads, writes = [], []
     with connect.connect(url) as server:
         for k in range(HISTORY + 30, HISTORY + 30 + repeat):
+            server.execute("SET LOCAL enable_seqscan = off")
             start = time.perf_counter()
             for name in ("DiaObject", "DiaSource", "DiaForcedSource"):
                 _copy_away(server, name, ids)
@@ -75,7 +76,13 @@ def _copy_away(server: psycopg.Connection[Any], name: str, ids: np.ndarray) -> N
     columns = columns_sql(schema.table(name).names)
     with server.cursor().copy(statement.format(columns, sql.Identifier(name), ids_sql(ids), which)) as copy:
         while copy.read():
-            pass
+            # Rows that libpq holds already are thrown away without psycopg's event loop, which costs more than they do.
+            while (got := server.pgconn.get_copy_data(1)[0]) > 0:
+                pass
+            if got < 0:
+                while server.pgconn.get_result() is not None:
+                    pass
+                break
 
 
 def _copy_back(server: psycopg.Connection[Any], field: Field, k: int) -> float:

@@ -82,7 +82,9 @@ class Packed:
         self._data = np.frombuffer(data, np.uint8)
         self._fields = np.empty((len(self._made.width), n_rows), np.int64)
         rows, column, found = wire.find_rows(self._data, self._made.width, self._fields)
-        if column >= 0 or rows != n_rows:
+        if column < 0 and rows < n_rows:
+            column, found = len(self._made.names), wire.CUT_SHORT
+        if column >= 0:
             kinds = ddl.types(name)
             names = self._made.names
             raise DataError(f"PPDB {name}: {misfit(rows, column, found, names, [kinds[c] for c in names])}")

@@ -26,16 +26,16 @@ from tests.io import ppdb_night as night
 
 type Connection = psycopg.Connection[tuple[Any, ...]]
 
-VALUES = {
-    "float64": lambda rng, n: rng.normal(size=n),
-    "float32": lambda rng, n: rng.normal(size=n).astype(np.float32),
-    "bool": lambda rng, n: rng.random(n) < 0.5,
-    "str": lambda rng, n: np.array(["", "r", "ugrizy"], object)[rng.integers(0, 3, n)],
-    **{
-        f"int{b}": lambda rng, n, b=b: rng.integers(-(2 ** (b - 1)), 2 ** (b - 1) - 1, n, f"int{b}")
-        for b in (16, 32, 64)
-    },
-}
+
+def values(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Values of a pandas dtype, integers to their limits."""
+    if kind == "str":
+        return np.array(["", "r", "ugrizy"], object)[rng.integers(0, 3, n)]
+    dtype = np.dtype("bool" if kind == "boolean" else kind.lower())
+    if dtype.kind == "i":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, n, dtype)
+    return rng.random(n) < 0.5 if dtype.kind == "b" else rng.normal(size=n).astype(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,7 @@ def random_rows(name: str, n: int) -> pa.Table:
     rng = np.random.default_rng(3)
     columns = {}
     for c in stored_columns(name):
-        values = VALUES["bool" if c.dtype == "boolean" else c.dtype.lower()](rng, n)
-        columns[c.name] = pa.array(values, mask=rng.random(n) < 0.3 if c.nullable else None)
+        columns[c.name] = pa.array(values(c.dtype, rng, n), mask=rng.random(n) < 0.3 if c.nullable else None)
     key = schema.table(name).primary_key[0]
     columns[key] = pa.array(np.arange(n) + 2**60)
     return pa.table(columns)

@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from alert_flood import EACH, Journal, Process, Tally, configuration, own, publish, store
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from apflow.config import Config, Kafka
 from apflow.io.kafka.consume import AlertConsumer
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.services import KafkaBroker, PostgresServer
+from apflow.operate.services.kafka import PARTITIONS
 
 VICTIMS = ("publisher", "worker", "broker", "database")
 #: Visits that the worker may be ahead of the publishers.
@@ -222,6 +225,17 @@ def tally_of(kafka: Kafka, n: int) -> tuple[Tally, float]:
     return tally, last - start
 
 
+def held_back(broker: KafkaBroker, topic: str) -> int:
+    """Messages behind a transaction that is still open: they are there, and consumers of what is committed wait."""
+    admin, ends = broker.admin(), Counter[IsolationLevel]()
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
+        wanted = {TopicPartition(topic, p): latest for p in range(PARTITIONS)}
+        for found in admin.list_offsets(wanted, isolation_level=level).values():
+            ends[level] += found.result().offset
+    return ends[IsolationLevel.READ_UNCOMMITTED] - ends[IsolationLevel.READ_COMMITTED]
+
+
 @contextlib.contextmanager
 def database_of(kind: str, folder: Path) -> Iterator[tuple[str, PostgresServer | None]]:
     """URL of an empty PPDB, and its server."""
@@ -248,19 +262,22 @@ def measure(kind: str, transactional_id: str, n: int, each: int, seed: int) -> N
         finally:
             flood.close()
         seconds = time.perf_counter() - start
-        tally, held_s = tally_of(kafka, n)
+        tally, read_s = tally_of(kafka, n)
+        held = held_back(broker, kafka.topic)
         with open_ppdb(url) as ppdb:
             outbox = ppdb.select("SELECT count(*) AS n, count(published_unix) AS m FROM outbox").to_pylist()[0]
-    report(kind, transactional_id, flood, tally, seconds, held_s)
+    report(kind, transactional_id, flood, tally, (seconds, read_s), held)
     if (outbox["n"], outbox["m"]) != (n, n):
         raise RuntimeError(f"the outbox holds {outbox['n']} alerts, {outbox['m']} of them published; {n} were sent")
 
 
-def report(kind: str, transactional_id: str, flood: Flood, tally: Tally, seconds: float, held_s: float) -> None:
-    """The figures of a run."""
+def report(
+    kind: str, transactional_id: str, flood: Flood, tally: Tally, times_s: tuple[float, float], held: int
+) -> None:
+    """The figures of a run; `s` are the seconds that it took, and those for which consumers waited."""
     name = f"alerts_kills_{kind}" + ("_transactional" if transactional_id else "")
-    more = {"alerts": flood.n, "kills": dict(flood.kills), "seconds": round(seconds, 1), "read_s": round(held_s, 1)}
-    say(f"{name}_lost", tally.lost(flood.n), "alerts", **more)
+    more = {"alerts": flood.n, "kills": dict(flood.kills), "seconds": round(s[0], 1)}
+    say(f"{name}_lost", tally.lost(flood.n), "alerts", **more, read_s=round(s[1], 1), held_back=held)
     died, failed, unexplained = tally.explained(flood.journals)
     taken = sum(j.taken for j in flood.journals)
     say(f"{name}_duplicated", tally.duplicated, "alerts", by_death=died, by_outage=failed, taken=taken)

@@ -10,6 +10,7 @@ import pytest
 
 from apflow.io.butler import create_repository
 from apflow.io.ppdb import Ppdb, open_ppdb
+from tests.io.dax_backends import DaxSqlite, Pristine
 from tests.io.ppdb_backends import Backend, DuckDb, Postgres
 
 from .outbox import Night
@@ -44,11 +45,18 @@ def night(pristine_ppdb: Path, tmp_path: Path) -> Iterator[Night]:
     made.close()
 
 
-@pytest.fixture(params=["duckdb", "postgresql"])
+@pytest.fixture(scope="session")
+def pristine_apdb(tmp_path_factory: pytest.TempPathFactory) -> Pristine:
+    return Pristine(tmp_path_factory.mktemp("apdb"))
+
+
+@pytest.fixture(params=["duckdb", "postgresql", "dax-sqlite"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Where an empty PPDB is to be: what is asked of a PPDB is asked of each kind."""
     if request.param == "duckdb":
         return DuckDb(tmp_path)
+    if request.param == "dax-sqlite":
+        return DaxSqlite(request.getfixturevalue("pristine_apdb"), tmp_path)
     return Postgres(request.getfixturevalue("postgres"))
 
 

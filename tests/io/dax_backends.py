@@ -96,13 +96,14 @@ class DaxPostgres(Backend):
             if there is None:
                 _init(_sqlalchemy(server.database(self.template)))
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {self.template}")
-        self._own = server.url_of(name)
-        config = write_config(folder / "apdb_config.yaml", _sqlalchemy(self._own))
-        self.url = url_of(config, Postgres(server).url)
+        self.own = server.url_of(name)
+        config = write_config(folder / "apdb_config.yaml", _sqlalchemy(self.own))
+        self.companion = Postgres(server).url
+        self.url = url_of(config, self.companion)
 
     def execute(self, statement: str) -> Sequence[tuple[Any, ...]]:
         """See `Backend`."""
-        with psycopg.connect(self._own, autocommit=True) as connection:
+        with psycopg.connect(self.own, autocommit=True) as connection:
             cursor = connection.execute(statement)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 

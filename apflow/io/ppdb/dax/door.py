@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydantic
 import sqlalchemy.exc
 import yaml
 from astropy.time import Time
@@ -78,7 +79,10 @@ def _made(path: Path) -> Apdb:
         with errors():
             apdb = Apdb.from_config(config)
             apdb.getConfig()  # Cassandra connects only now
-    except (LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+    except pydantic.ValidationError as error:  # whose own words quote the configuration, which may hold a password
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadRequest(f"{path} is no configuration of an Apdb: {told}; accepted: what apdb-cli writes") from None
+    except (LookupError, TypeError, ValueError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
         raise BadRequest(f"{path} is no configuration of an Apdb: {error}; accepted: what apdb-cli writes") from error
     except sqlalchemy.exc.NoSuchTableError as error:
         raise BadRequest(f"Apdb {path} has no table {error}; accepted: one made by apdb-cli create-sql") from error
@@ -95,6 +99,8 @@ def errors() -> Iterator[None]:
     ------
     DataError
         A value or a key is refused.
+    BadRequest
+        Tables or columns are missing.
     ServiceError
         The database cannot be reached, is locked, read-only or full.
     """
@@ -114,6 +120,8 @@ def _translated(error: sqlalchemy.exc.DBAPIError) -> ApflowError:
     text = " ".join(str(error.orig).split())
     if isinstance(error, (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.DataError)):
         return DataError(f"Apdb: {text}")
+    if isinstance(error, sqlalchemy.exc.ProgrammingError):
+        return BadRequest(f"Apdb: {text}; accepted: a database with the tables of apdb.yaml {schema.version()}")
     return ServiceError(f"Apdb: {text}; trying again is safe")
 
 
@@ -166,9 +174,18 @@ class Door:
         config = self.config
         return isinstance(config, ApdbSqlConfig) and config.db_url.startswith("sqlite")
 
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            with errors():
+                yield
+        except ServiceError:
+            self.close()  # Cassandra's driver takes minutes to see that a cluster is back
+            raise
+
     def _read(self, call: str, *arguments: Any) -> Any:
         def once() -> Any:
-            with errors(), warnings.catch_warnings():
+            with self._asked(), warnings.catch_warnings():
                 # A year of history may begin before the first partition in time of a Cassandra.
                 warnings.filterwarnings("ignore", message="Query time range")
                 return getattr(self._apdb, call)(*arguments)
@@ -218,13 +235,20 @@ class Door:
 
     def store(self, start_mjd: float, objects: pd.DataFrame, sources: pd.DataFrame, forced: pd.DataFrame) -> None:
         """Store rows; the versions of the objects are valid from `start_mjd`. Not to be repeated blindly."""
-        with errors():
-            self._apdb.store(_time(start_mjd), *(schema.bare(f) for f in (objects, sources, forced)))
+        rows = [schema.bare(f) for f in (objects, sources, forced)]
+        with self._asked():
+            try:
+                self._apdb.store(_time(start_mjd), *rows)
+            except ValueError as error:
+                if self.transactional:
+                    raise
+                # Found out in the middle: it is finished when there are partitions for it.
+                raise ServiceError(f"Apdb on Cassandra: {error} A DBA adds them by apdb-cli partition.") from error
 
     def withdraw(self, sources: pd.DataFrame, mjd_tai: float) -> None:
         """Set timeWithdrawnMjdTai of DiaSources."""
         ids = [DiaSourceId.from_named_tuple(row) for row in schema.bare(sources).itertuples(index=False)]
-        with errors():
+        with self._asked():
             self._apdb.withdrawDiaSources(ids, timeWithdrawn=_time(mjd_tai))
 
 

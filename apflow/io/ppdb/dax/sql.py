@@ -35,7 +35,7 @@ def table(door: Door, name: str, where: Mapping[str, Sequence[int]]) -> pd.DataF
 
 def _select(door: Door, name: str, where: Mapping[str, Sequence[int]]) -> str:
     config, held = door.config, name
-    conditions = [f'"{c}" IN ({", ".join(str(int(v)) for v in values)})' for c, values in where.items()]
+    conditions = [f'"{c}" IN ({", ".join(str(int(v)) for v in values) or "NULL"})' for c, values in where.items()]
     if name == "DiaObjectLast" and config.dia_object_index != "last_object_table":
         held = "DiaObject"
         conditions.append('"validityEndMjdTai" IS NULL')

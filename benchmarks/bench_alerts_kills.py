@@ -271,9 +271,7 @@ def measure(kind: str, transactional_id: str, n: int, each: int, seed: int) -> N
         raise RuntimeError(f"the outbox holds {outbox['n']} alerts, {outbox['m']} of them published; {n} were sent")
 
 
-def report(
-    kind: str, transactional_id: str, flood: Flood, tally: Tally, times_s: tuple[float, float], held: int
-) -> None:
+def report(kind: str, transactional_id: str, flood: Flood, tally: Tally, s: tuple[float, float], held: int) -> None:
     """The figures of a run; `s` are the seconds that it took, and those for which consumers waited."""
     name = f"alerts_kills_{kind}" + ("_transactional" if transactional_id else "")
     more = {"alerts": flood.n, "kills": dict(flood.kills), "seconds": round(s[0], 1)}

@@ -15,6 +15,9 @@ from pathlib import Path
 from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
 from apflow.io.ppdb import open_ppdb
+from apflow.io.ppdb.postgres import copy, ddl
+from apflow.io.ppdb.tables import to_arrow
+from apflow.model import schema
 from apflow.model.ledger import State
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
@@ -41,7 +44,15 @@ def warm_up() -> float:
                     (outcome,) = EagerRunner().run(alert_production.visit, visit, [4], config)
                     if outcome.state is not State.DONE:
                         raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
+    _wire()
     return time.monotonic() - begin
+
+
+def _wire() -> None:
+    """PostgreSQL's binary format, for which no server is needed."""
+    rows = to_arrow(schema.empty("DiaSource"), "DiaSource")
+    types = [ddl.types("DiaSource")[name] for name in rows.column_names]
+    copy.decode(copy.encode(rows, types), rows.column_names, types)
 
 
 if __name__ == "__main__":

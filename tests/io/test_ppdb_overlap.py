@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from apflow.io.ppdb import Ppdb, open_ppdb
 from tests.io import ppdb_night as night
 from tests.io.ppdb_backends import Backend
@@ -95,3 +97,40 @@ def test_two_workers_store_one_batch_at_once(backend: Backend) -> None:
         assert sorted(len(r.stored) for r in reports) == [0, 0, 0, 3]
         assert sorted(len(r.already) for r in reports) == [0, 3, 3, 3]
         night.check(ppdb)
+
+
+def test_a_late_visit_joins_the_objects_that_later_ones_made(ppdb: Ppdb) -> None:
+    """The first visit comes after the second and third; a thing that only it saw is there for the fourth."""
+    ra, dec = night.places(0)
+    for k, seen in ((1, slice(0, 9)), (2, slice(0, 9)), (0, slice(0, 10)), (3, slice(0, 10))):
+        region, new = night.regions()[0], night.sources(k, 0, (ra[seen], dec[seen]))
+        history = night.read(ppdb, k, region, new)
+        assert (history.sources["midpointMjdTai"] <= night.mjd(k)).all()
+        assert night.store(ppdb, [night.result(new, k, 0, history)]).stored
+    night.check(ppdb)
+    sources, versions = ppdb.table("DiaSource"), ppdb.table("DiaObject")
+    current = versions[versions["validityEndMjdTai"].isna()].set_index("diaObjectId")
+    assert sorted(current["nDiaSources"]) == [2] + [4] * 9
+    of_object = sources.groupby("diaObjectId")
+    # All errors are equal: the mean is that of all sources, in whatever order they came.
+    np.testing.assert_allclose(current["r_psfFluxMean"], of_object["psfFlux"].mean()[current.index], rtol=1e-6)
+    np.testing.assert_allclose(current["ra"], of_object["ra"].mean()[current.index], atol=1e-3 / 3600.0)
+    assert (current["firstDiaSourceMjdTai"] == night.mjd(0)).all()
+    assert (current["lastDiaSourceMjdTai"] == night.mjd(3)).all()
+    ordered = versions.sort_values(["diaObjectId", "validityStartMjdTai"])
+    assert ordered["nDiaSources"].tolist() == (ordered.groupby("diaObjectId").cumcount() + 1).tolist()
+
+
+def test_a_visit_that_died_holds_others_up_to_its_deadline_and_may_come_back(backend: Backend) -> None:
+    with open_ppdb(backend.url, create=True) as ppdb, ThreadPoolExecutor(4) as pool:
+        deadline = time.time() + 1.5
+        ppdb.openVisit(night.visit(0), night.regions(), deadline)
+        for k in (1, 2, 3):
+            ppdb.openVisit(night.visit(k), night.regions(), time.time() + 60.0)
+        assert not ppdb.awaitTurn(night.FIRST + 1, 0, 0.1)
+        assert ppdb.awaitTurn(night.FIRST + 1, 0, 30.0)
+        assert deadline <= time.time() < deadline + 5.0
+        assert sum(pool.map(lambda k: night.finish(ppdb, k), (3, 2, 1))) == 0
+        assert len(ppdb.table("DiaSource")) == 90
+        night.finish(ppdb, 0)
+        nothing_is_twice(ppdb, 4)

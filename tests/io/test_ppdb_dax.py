@@ -127,6 +127,7 @@ def test_a_store_killed_before_the_apdb_had_it_is_finished_by_who_opens(
         all_is_there_once(ppdb, 1)
 
 
+@pytest.mark.parametrize("apdb", ["sqlite"], indirect=True)
 def test_a_store_that_another_is_at_work_on_is_left_to_it_by_who_opens(
     apdb: tuple[DaxSqlite | DaxPostgres, str],
 ) -> None:

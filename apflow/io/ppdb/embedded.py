@@ -30,8 +30,8 @@ from apflow.model.products import Claim, DetectorResult, History, OutboxRow
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
-#: How long a lost owner is looked for, or one that is starting is waited for: as long as PostgreSQL is.
-_PATIENCE_S = 30.0
+#: How long a lost owner is looked for, or one that is starting is waited for: on a busy machine it takes seconds.
+_PATIENCE_S = 12.0
 #: How long an answer may take, beyond what the request itself waits.
 _ANSWER_S = 120.0
 

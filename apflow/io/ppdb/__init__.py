@@ -49,7 +49,8 @@ def open_ppdb(url: str, create: bool = False) -> Ppdb:
         # Of what is no path, only the scheme: the rest may hold a password.
         shown = url if scheme in ("duckdb", url) else f"{scheme}://..."
         raise BadRequest(
-            f"PPDB {shown!r} is not accepted; accepted: duckdb:///absolute/path, postgresql://user@host:port/database"
+            f"PPDB {shown!r} is not accepted; accepted: duckdb:///absolute/path, postgresql://user@host:port/database, "
+            "dax:///absolute/path/of/config.yaml"
         )
     from apflow.io.ppdb.embedded import EmbeddedPpdb
 

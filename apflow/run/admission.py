@@ -11,6 +11,8 @@ alone to a worker, so that the next time it takes no other with it.
 
 A ready chain of an older visit may exceed the limit by one on a worker that
 holds only chains of newer visits: these may be waiting for it to be stored.
+For the same reason such chains do not keep a suspect, nor do suspects among
+them keep a chain, from their worker.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ class Admission:
         ready = (chain for chain in self._outside if chain in self._ready)
         for chain in sorted(ready, key=lambda c: (c.sequence, c not in self._suspect)):
             if chain in self._suspect:
-                worker = self._alone(decided)
+                worker = self._alone(chain, decided)
             else:
                 worker = self._free(chain) or self._by_eviction(decided) or self._over_limit(chain)
             if worker is not None:
@@ -114,15 +116,19 @@ class Admission:
         """Workers where a chain may be beside others."""
         return [w for w, held in self._holders.items() if w != self._reserved and not held & self._suspect]
 
-    def _alone(self, decided: list[Admit | Evict]) -> str | None:
-        """A worker without other chains; if there is none, one is kept from others until it is."""
-        open_ = self._open()
-        if self._reserved is not None or not open_:
+    def _alone(self, chain: ChainId, decided: list[Admit | Evict]) -> str | None:
+        """A worker without other chains but newer ones; if there is none, one is kept from others until it is."""
+
+        def in_the_way(worker: str) -> set[ChainId]:
+            return {other for other in self._holders[worker] & self._ready if other.sequence <= chain.sequence}
+
+        free = [w for w in self._holders if not in_the_way(w) & self._suspect]
+        if self._reserved is not None or not free:
             return None
-        worker = min(open_, key=lambda w: len(self._holders[w] & self._ready))
-        for chain in sorted(self._holders[worker] - self._ready):
-            self._evict(chain, worker, decided)
-        if self._holders[worker]:
+        worker = min(free, key=lambda w: (len(in_the_way(w)), len(self._holders[w] & self._ready)))
+        for other in sorted(self._holders[worker] - self._ready):
+            self._evict(other, worker, decided)
+        if in_the_way(worker):
             self._reserved = worker
             return None
         return worker
@@ -152,5 +158,6 @@ class Admission:
         return worker
 
     def _over_limit(self, chain: ChainId) -> str | None:
-        newer = [w for w in self._open() if all(other.sequence > chain.sequence for other in self._holders[w])]
+        others = {w: held for w, held in self._holders.items() if w != self._reserved}
+        newer = [w for w, held in others.items() if all(other.sequence > chain.sequence for other in held)]
         return min(newer, key=lambda w: len(self._holders[w])) if newer else None

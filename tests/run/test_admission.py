@@ -129,6 +129,37 @@ def test_a_suspect_is_alone() -> None:
     assert admission.decide() == [Admit(ChainId(0, 4), "w0")]
 
 
+def test_who_may_be_waiting_for_an_older_chain_does_not_keep_it_out() -> None:
+    """Chains of newer visits on all workers wait for their turn, which comes when the older one is stored."""
+    admission = Admission(2)
+    admission.set_workers(["w0", "w1"])
+    for i in range(1, 5):
+        admission.add(ChainId(1, i))
+        admission.ready(ChainId(1, i))
+    assert len(admitted(admission.decide())) == 4
+    first, second, third = (ChainId(0, i) for i in range(3))
+    for chain in (first, second, third):  # their worker died
+        admission.add(chain, suspect=True)
+        admission.ready(chain)
+    beside = admitted(admission.decide())
+    assert set(beside) == {first, second} and set(beside.values()) == {"w0", "w1"}
+    admission.leave(first)
+    assert admitted(admission.decide()) == {third: beside[first]}
+
+
+def test_newer_suspects_do_not_keep_an_older_chain_out() -> None:
+    admission = Admission(2)
+    admission.set_workers(["w0"])
+    admission.add(ChainId(1, 0), suspect=True)
+    admission.ready(ChainId(1, 0))
+    assert admitted(admission.decide()) == {ChainId(1, 0): "w0"}
+    for chain in (ChainId(0, 1), ChainId(1, 2)):
+        admission.add(chain)
+        admission.ready(chain)
+    assert admitted(admission.decide()) == {ChainId(0, 1): "w0"}
+    assert admission.decide() == []
+
+
 def test_at_least_one_chain_a_worker() -> None:
     with pytest.raises(ValueError, match="chains_per_worker is 0"):
         Admission(0)

@@ -27,10 +27,10 @@ def check_urls(ppdb: str, alerts: str) -> None:
         if not Path(path).parent.is_dir():
             raise BadRequest(f"PPDB {ppdb!r}: there is no folder {Path(path).parent}")
     elif ppdb and scheme not in ("postgresql", "dax"):
-        # Of what is not known only the scheme is shown: the rest may hold a password.
+        shown = f"{scheme}://..." if "@" in ppdb else ppdb  # what comes before an @ may hold a password
         raise BadRequest(
-            f"PPDB {ppdb.partition(':')[0]}:... is not accepted: duckdb:///absolute/path, "
-            "postgresql://user@host:port/database or dax:///path/of/apdb.yaml"
+            f"PPDB {shown!r} is not accepted: duckdb:///absolute/path, postgresql://user@host:port/database "
+            "or dax:///absolute/path/of/config.yaml"
         )
     if alerts.startswith(_KAFKA):
         _kafka(Kafka(), alerts)

@@ -197,7 +197,7 @@ def test_a_topic_nobody_made_is_not_there(kafka_broker: KafkaBroker) -> None:
 
 
 def test_sasl_takes_the_user_with_the_password_only(kafka_broker: KafkaBroker) -> None:
-    topic = kafka_broker.create_topic("secured", partitions=1)
+    topic = kafka_broker.create_topic("secured-by-password", partitions=1)
     settings = {
         "bootstrap.servers": kafka_broker.sasl_bootstrap,
         "security.protocol": "SASL_SSL",

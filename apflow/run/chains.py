@@ -144,17 +144,24 @@ class Chains:
         regained, self._regained = self._regained, []
         return regained
 
+    def worker_of(self, future: Future[Any]) -> str | None:
+        """The worker that the chain which gave a result was pinned to; None if it began anew since."""
+        return self._chain_of(future).worker
+
     def revive(self, future: Future[Any]) -> int:
         """Begin a chain anew whose result is lost; gives its detector.
 
         Dask would compute it again only on the worker that it was pinned to, which may be gone.
         """
-        _, label = cast(tuple[str, str], future.key)
-        chain = next(chain for chain in self.by_index.values() if chain.label == label)
+        chain = self._chain_of(future)
         chain.ended, chain.revived = False, True
         if not self._gave_up(chain, future):
             self._again(chain)
         return chain.detector
+
+    def _chain_of(self, future: Future[Any]) -> Chain:
+        _, label = cast(tuple[str, str], future.key)
+        return next(chain for chain in self.by_index.values() if chain.label == label)
 
     # What is posted.
 

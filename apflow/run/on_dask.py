@@ -293,6 +293,9 @@ class DaskRunner:
         with self._lock:
             for lost in self._admission.set_workers(workers):
                 self._post("lost", lost.chain, lost)
+            for handle in self._handles.values():
+                if handle.run is not None:
+                    handle.run.post("workers", frozenset(workers))
             self._decide()
 
     def _decide(self) -> None:

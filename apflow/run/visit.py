@@ -43,6 +43,7 @@ class VisitRun:
         self._body: Group | None = None  # what the loop over gathers() builds just now
         self._looped = False
         self._submitted: weakref.WeakSet[Promise] = weakref.WeakSet()
+        self._workers: frozenset[str] | None = None  # compute workers, once any came or went
 
     def post(self, what: str, about: Any = None, future: Any = None) -> None:
         """Hand something to the visit's thread; may be called by any thread."""
@@ -137,6 +138,10 @@ class VisitRun:
                 self._chains.evict(about)
             case "lost":
                 self._chains.lost(about)
+            case "workers":
+                self._workers = about
+                for group in list(self._groups):
+                    self._revive(group)
             case "gathered":
                 self._gathered(about)
             case "cancel":
@@ -151,16 +156,19 @@ class VisitRun:
             self._pump(float("inf"))
 
     def _submit(self, group: Group) -> None:
-        """Submit those calls of a group that have no value, nor one on its way."""
+        """Submit those calls of a group that have no value, nor one on its way, once its batch is whole."""
+        if group not in self._groups:
+            group.expires_unix = max(time.time(), self._deadline if self._deadline < float("inf") else 0.0)
+            group.expires_unix += self._limits.gather_deadline_s
+            self._groups.append(group)
+        self._revive(group)
+        if group.missing:
+            return
         calls = [promise for promise in group.promises if promise.future is None and promise.carried is None]
         made: dict[Promise, Any] = {}
         for promise in calls:
             label = self._desk.attempt(self._tasks.visit, promise.node.name, group.label)
             made[promise] = self._tasks.task([promise], label, made)
-        if group not in self._groups:
-            group.expires_unix = max(time.time(), self._deadline if self._deadline < float("inf") else 0.0)
-            group.expires_unix += self._limits.gather_deadline_s
-            self._groups.append(group)
         for promise, future in zip(calls, self._tasks.submit([made[promise] for promise in calls]), strict=True):
             promise.future = future
             self._submitted.add(promise)
@@ -182,16 +190,26 @@ class VisitRun:
             if group.tries >= self._limits.max_attempts:
                 promise.carried = Carried(None, failure_of_future(promise.future, promise.node.name))
             promise.release()
-        if group.tries < self._limits.max_attempts:
-            self._revive(group)
-        if not group.missing:
-            self._submit(group)
+        self._submit(group)
 
     def _revive(self, group: Group) -> None:
         """Begin detectors anew whose results were lost after they ended, with the workers that had them."""
-        for place, member in enumerate(group.batch.members if group.batch is not None else ()):
-            if isinstance(member, Future) and member.status in ("error", "cancelled"):
+        unfinished = [
+            p for p in group.promises if p.carried is None and (p.future is None or p.future.status != "finished")
+        ]
+        for place, member in enumerate(group.batch.members if group.batch is not None and unfinished else ()):
+            if isinstance(member, Future) and place not in group.missing.values() and self._is_lost(member):
                 group.missing[self._chains.revive(member)] = place
+        if group.missing:
+            for promise in unfinished:
+                promise.release()
+
+    def _is_lost(self, member: Future[Any]) -> bool:
+        """Whether a result is gone, and Dask cannot make it again where it was made."""
+        if member.status in ("error", "cancelled"):
+            return True
+        gone = self._workers is not None and self._chains.worker_of(member) not in self._workers
+        return gone and member.status != "finished"
 
     def _rejoin(self) -> None:
         """Put detectors that ended once more into their batches, and submit those that are whole again."""

@@ -28,8 +28,6 @@ def client() -> Iterator[Client]:
     """Two compute workers and a gather worker, each a process."""
     with local_cluster(2, warm_up=WARM_UP) as cluster, Client(cluster) as client:
         client.wait_for_workers(3)
-        # A detector whose workers are all dead begins anew when Dask gives up to wait for them: here soon.
-        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "no_workers_timeout", 10.0))
         yield client
 
 

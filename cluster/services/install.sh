@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven.
+# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven, SLURM and munge.
 # Nothing happens where they are there. No cluster of the system's is made and no server of its started.
 set -euo pipefail
 
@@ -11,11 +11,20 @@ have_java() {
     [[ "$("$java" -version 2>&1)" =~ version\ \"([0-9]+) ]] && ((BASH_REMATCH[1] >= 17))
 }
 
+# The daemons are in /usr/sbin, which is not on every user's PATH.
+have_slurm() {
+    local program
+    for program in slurmctld slurmd munged sbatch; do
+        PATH=$PATH:/usr/sbin command -v $program > /dev/null || return 1
+    done
+}
+
 missing=()
 have_postgresql || missing+=(postgresql)
 command -v openssl > /dev/null || missing+=(openssl)
 have_java || missing+=(java)
 command -v mvn > /dev/null || missing+=(maven)
+have_slurm || missing+=(slurmctld slurmd slurm-client munge)
 ((${#missing[@]})) || exit 0
 
 if ! command -v apt-get > /dev/null; then
@@ -38,11 +47,22 @@ for name in "${missing[@]}"; do
     packages+=("$name")
 done
 
+temporary=()
+trap '((${#temporary[@]} == 0)) || "${as_root[@]}" rm -f "${temporary[@]}"' EXIT
+
 # Installing the server would make a cluster and start it; Debian reads this folder before it does.
 if [[ " ${packages[*]} " == *" postgresql "* ]]; then
     no_cluster=/etc/postgresql-common/createcluster.d/apflow.conf
-    trap '"${as_root[@]}" rm -f "$no_cluster"' EXIT
+    temporary+=("$no_cluster")
     "${as_root[@]}" mkdir -p "$(dirname "$no_cluster")"
     echo "create_main_cluster = false" | "${as_root[@]}" tee "$no_cluster" > /dev/null
+fi
+
+# Installing munge would start it; 101 is "not allowed" to invoke-rc.d and deb-systemd-invoke. Another's policy stays.
+no_start=/usr/sbin/policy-rc.d
+if [[ ! -e $no_start ]]; then
+    temporary+=("$no_start")
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$no_start" > /dev/null
+    "${as_root[@]}" chmod 755 "$no_start"
 fi
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"

@@ -100,6 +100,21 @@ class Kafka:
 
 
 @dataclass(frozen=True)
+class Invocation:
+    """How visits are announced (DMTN-092 section 2), and what is made of it."""
+
+    rules: str = ""  # TOML file of rules by survey; empty: every science visit is processed
+    pointing_tolerance_deg: float = 0.5  # an image further from what was announced makes the visit begin anew
+    angle_tolerance_deg: float = 1.0  # the same for the sky angle
+    max_age_s: float = 3600.0  # announcements older than this are dropped
+    header_grace_s: float = 1.0  # an image that nothing announced waits this long for a late announcement
+    group_id: str = "apflow-listen"  # Kafka consumer group
+    next_visit_topic: str = "lsst.sal.ScriptQueue.logevent_nextVisit"
+    cancel_topic: str = "lsst.sal.ScriptQueue.logevent_nextVisitCanceled"
+    integration_topic: str = ""  # empty: lsst.sal.MTCamera.logevent_startIntegration, or CCCamera's for LSSTComCam
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run needs to know.
 
@@ -129,6 +144,7 @@ class Config:
     associate: Associate = field(default_factory=Associate)
     packets: Alerts = field(default_factory=Alerts)
     kafka: Kafka = field(default_factory=Kafka)
+    invocation: Invocation = field(default_factory=Invocation)
 
     @property
     def ppdb_url(self) -> str:

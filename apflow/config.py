@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tomllib
 import types
 import typing
@@ -114,6 +116,10 @@ class Invocation:
     integration_topic: str = ""  # empty: lsst.sal.MTCamera.logevent_startIntegration, or CCCamera's for LSSTComCam
 
 
+#: Tables of the configuration that decide what comes out.
+_PROCESSING = ("calibrate", "subtract", "detect", "associate", "packets")
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that a run needs to know.
@@ -145,6 +151,16 @@ class Config:
     packets: Alerts = field(default_factory=Alerts)
     kafka: Kafka = field(default_factory=Kafka)
     invocation: Invocation = field(default_factory=Invocation)
+
+    @property
+    def processing_id(self) -> str:
+        """Eight hex digits, others where the results may be others.
+
+        Where things are, and how long anybody waits for them, does not count.
+        """
+        what = {name: dataclasses.asdict(getattr(self, name)) for name in _PROCESSING}
+        text = json.dumps({"camera": Path(self.camera).name, "size": self.size, **what}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def ppdb_url(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apflow.config import Config, Timing, config_from, load_config, to_toml
+from apflow.config import Config, Detect, Kafka, Timing, config_from, load_config, to_toml
 from apflow.errors import BadRequest
 
 
@@ -40,3 +40,10 @@ def test_missing_and_broken_files(tmp_path: Path):
     broken.write_text("a = = 1")
     with pytest.raises(BadRequest, match="broken"):
         load_config(broken)
+
+
+def test_the_processing_id_is_of_what_decides_the_results():
+    here = Config(butler="here", ppdb="duckdb:///a")
+    assert here.processing_id == Config(butler="there", timing=Timing(5.0), kafka=Kafka("b:1")).processing_id
+    others = [Config(size=512), Config(camera="decam"), Config(detect=Detect(threshold=6.0))]
+    assert len({c.processing_id for c in (here, *others)}) == 4

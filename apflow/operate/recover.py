@@ -63,7 +63,7 @@ def recover(ppdb: Ppdb, visits: Sequence[Visit], outcomes: Sequence[Outcome], co
 
 
 def _register(visit: Visit, detectors: Sequence[int], config: Config) -> None:
-    run = output_run(visit)
+    run = output_run(visit, config)
     paths = [(name, output_path(config.butler, name, visit, d, run), d) for name in OUTPUTS for d in detectors]
     files = [(OutputFile(name, path), visit.visit, d) for name, path, d in paths if Path(path).is_file()]
     if files:

@@ -31,7 +31,7 @@ def open_visit(visit: Visit, detectors: Sequence[int], config: Config) -> Plan:
     timing = config.timing
     open_ppdb(config.ppdb_url).openVisit(visit, regions, time.time() + timing.image_timeout_s + timing.order_timeout_s)
     inputs = Repository.open(config.butler).find_inputs(visit, detectors, camera)
-    return Plan(visit, output_run(visit), inputs)
+    return Plan(visit, output_run(visit, config), inputs)
 
 
 @node

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
+from apflow.config import Config
 from apflow.errors import BadRequest
 from apflow.model.ids import day_obs_of, image_name
 from apflow.model.visit import Visit
@@ -27,9 +28,9 @@ def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int
     return str(Path(root).resolve() / run / dataset_type / str(day_obs_of(visit.visit)) / str(visit.visit) / name)
 
 
-def output_run(visit: Visit) -> str:
-    """Run collection of the outputs of a visit: one a night."""
-    return f"{visit.instrument}/prompt/{day_obs_of(visit.visit)}"
+def output_run(visit: Visit, config: Config) -> str:
+    """Run collection of the outputs of a visit: one a night and configuration."""
+    return f"{prompt_chain(visit.instrument)}/{day_obs_of(visit.visit)}/{config.processing_id}"
 
 
 def raw_path(root: Path, instrument: str, exposure: int, prefix: str, detector: str) -> Path:

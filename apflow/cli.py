@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, ppdb, services
+from apflow.commands import alerts, ppdb, services, submit
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -44,6 +44,7 @@ app.add_typer(graph_app, name="graph")
 app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(ppdb.app, name="ppdb")
+app.add_typer(submit.app, name="submit")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""Listening for visits: what is announced, and what is seen of its images, becomes runs of graphs."""

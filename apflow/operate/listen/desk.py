@@ -1,0 +1,307 @@
+"""The desk: what is announced and seen goes in, decisions come out.
+
+It keeps what was told as sets, and decides from those alone, so that the order
+in which things are told, and how often, makes no difference to the outcome. It
+starts nothing itself, and the time is given to it.
+
+The exposure id of a visit is not known at nextVisit; a visit is *identified*
+by startIntegration, by a list of expected sensors, or by a header, whichever
+comes first, and started then if its pointing and filter are known. Headers
+outrank startIntegration, which outranks nextVisit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from apflow.config import Config
+from apflow.errors import BadRequest
+from apflow.model.camera import Camera
+from apflow.model.ids import day_obs, image_name
+from apflow.model.next_visit import SCIENCE, Message, NextVisit, NextVisitCanceled, StartIntegration
+from apflow.model.sighting import Sighting
+from apflow.model.visit import Visit
+from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, TimedOut
+from apflow.operate.listen.knowledge import Group, Shot, Tolerance, first_exposure, fits, is_newer, visit_of
+from apflow.operate.listen.rules import DEFAULT, IGNORE, Rule, Subject, first_match
+
+#: TAI is ahead of UTC by this since 2017; whoever knows better says so.
+TAI_MINUS_UTC_S = 37.0
+_MJD_UNIX = 40587.0
+_DAY_S = 86_400.0
+_READOUT_S = 2.5
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What should run for a shot, or why nothing should; `again_unix`: when that may change by itself."""
+
+    visit: Visit | None = None
+    graph: str = ""
+    reason: str = ""
+    again_unix: float | None = None
+
+
+class Desk:
+    """Decides about the visits of one camera.
+
+    Parameters
+    ----------
+    camera : `Camera`
+    config : `Config`
+        Its tables `invocation` and `timing`.
+    rules : sequence of `Rule`
+    tai_minus_utc_s : `float`
+    """
+
+    def __init__(
+        self,
+        camera: Camera,
+        config: Config,
+        rules: Sequence[Rule] = DEFAULT,
+        *,
+        tai_minus_utc_s: float = TAI_MINUS_UTC_S,
+    ) -> None:
+        self._camera, self._rules, self._tai = camera, tuple(rules), tai_minus_utc_s
+        self._own, self._image_timeout_s = config.invocation, config.timing.image_timeout_s
+        self._tolerance = Tolerance(self._own.pointing_tolerance_deg, self._own.angle_tolerance_deg)
+        self._groups: dict[str, Group] = {}
+        self._shots: dict[int, Shot] = {}
+
+    # What comes in.
+
+    def take(self, message: Message, now_unix: float) -> list[Action]:
+        """An event; gives what to do."""
+        match message:
+            case NextVisit():
+                return self._announced(message, now_unix)
+            case NextVisitCanceled():
+                group = self._group(message.group, now_unix)
+                if group.cancelled:
+                    return [Ignore(f"nextVisitCanceled of group {group.name!r}", "it is cancelled already")]
+                return self._cancelled(group, now_unix)
+            case StartIntegration():
+                return self._integrating(message, now_unix)
+
+    def see(self, sighting: Sighting, now_unix: float) -> list[Action]:
+        """What a file told of an image; gives what to do."""
+        why = fits(sighting, self._camera)
+        if why:
+            return [Ignore(f"image {sighting.image}", why)]
+        shot = self._shot(first_exposure(sighting), now_unix)
+        was_late = shot.ended and not shot.seen_unix
+        if not shot.see(sighting, now_unix, self._tolerance):
+            return []
+        late = [Ignore(f"image {sighting.image}", "its visit has ended")] if was_late and shot.seen_unix else []
+        return [*late, *self._decide_shot(shot, now_unix)]
+
+    def ended(self, visit: int, now_unix: float) -> list[Action]:
+        """What was started for a visit came to its end."""
+        shot = self._shots.get(visit)
+        if shot is None or shot.running is None:
+            return []
+        shot.ended = True
+        return self._decide_shot(shot, now_unix)
+
+    def resume(self, visit: Visit, graph: str, now_unix: float) -> None:
+        """A visit that an earlier service started."""
+        shot = self._shot(visit.visit, now_unix)
+        shot.running, shot.graph, shot.ended = visit, graph, False
+        if visit.group:
+            shot.groups[visit.group] += 0  # known, and outranked by what headers say
+
+    def tick(self, now_unix: float) -> list[Action]:
+        """What is to be done because time has passed."""
+        actions: list[Action] = []
+        for shot in list(self._shots.values()):
+            actions += self._decide_shot(shot, now_unix)
+        for group in list(self._groups.values()):
+            if group.event is not None and self._is_waiting(group) and now_unix >= self._deadline(group):
+                actions.append(TimedOut(group.name, group.event))
+                group.closed = True
+            group.closed = group.closed or self._is_served(group)
+        self._forget(now_unix)
+        return actions
+
+    def due_unix(self) -> float | None:
+        """When to call `tick` next; None: not before something comes in."""
+        times = [self._deadline(group) for group in self._groups.values() if self._is_waiting(group)]
+        times += [t for shot in self._shots.values() if (t := self._wish(shot, 0.0).again_unix) is not None]
+        return min(times, default=None)
+
+    def unfinished(self) -> Iterator[Start]:
+        """What runs, or should: a service that begins anew starts it again."""
+        for shot in self._shots.values():
+            if shot.running is not None and not shot.ended:
+                yield Start(shot.running, shot.graph, shot.expected)
+
+    def waiting(self) -> list[str]:
+        """Groups that are announced and not identified."""
+        return [group.name for group in self._groups.values() if self._is_waiting(group)]
+
+    # Events.
+
+    def _announced(self, event: NextVisit, now_unix: float) -> list[Action]:
+        what = f"nextVisit of group {event.group!r}"
+        age_s = event.age_s(now_unix + self._tai)
+        if age_s > self._own.max_age_s:
+            return [Ignore(what, f"it is {age_s:.0f} s old; accepted: up to {self._own.max_age_s:g}")]
+        try:
+            event.check(self._camera)
+        except BadRequest as error:
+            return [Ignore(what, str(error))]
+        if event.unfit:
+            return [Ignore(what, event.unfit)]
+        group = self._group(event.group, now_unix)
+        if event == group.event:
+            return [Ignore(what, "it came before")]
+        if not is_newer(event, group.event):
+            return [Ignore(what, "a newer one came before")]
+        group.event, group.event_unix = event, now_unix
+        return self._decide(group, now_unix)
+
+    def _integrating(self, event: StartIntegration, now_unix: float) -> list[Action]:
+        what = f"startIntegration of {event.image}"
+        if not event.image.startswith(f"{self._camera.image_prefix}_"):
+            return [Ignore(what, f"it is no image of {self._camera.instrument}: {self._camera.image_prefix}_...")]
+        shot = self._shot(event.first_exposure, now_unix)
+        if not shot.integrate(event):
+            return [Ignore(what, "it came before")]
+        return self._decide_shot(shot, now_unix)
+
+    def _group(self, name: str, now_unix: float) -> Group:
+        return self._groups.setdefault(name, Group(name, now_unix))
+
+    def _shot(self, first: int, now_unix: float) -> Shot:
+        return self._shots.setdefault(first, Shot(first, now_unix))
+
+    # Decisions.
+
+    def _decide(self, group: Group, now_unix: float) -> list[Action]:
+        actions: list[Action] = []
+        for shot in self._of(group):
+            actions += self._decide_shot(shot, now_unix)
+        return actions + self._preparation(group, now_unix)
+
+    def _of(self, group: Group) -> list[Shot]:
+        return [shot for shot in self._shots.values() if shot.group == group.name]
+
+    def _is_waiting(self, group: Group) -> bool:
+        """Whether a group is announced for a graph, and nothing could be started for it yet."""
+        event = group.event
+        if (
+            event is None
+            or group.cancelled
+            or group.closed
+            or self._route(event.survey, SCIENCE, event.filters) == IGNORE
+        ):
+            return False
+        return not self._is_served(group)
+
+    def _is_served(self, group: Group) -> bool:
+        """Whether something was started for a group, or its images are there."""
+        return any(shot.running or shot.header for shot in self._of(group))
+
+    def _deadline(self, group: Group) -> float:
+        """When no image of a group that is not identified is expected any more."""
+        assert group.event is not None
+        start_unix = group.event.start_tai - self._tai if group.event.start_tai else group.event_unix
+        start_unix = min(max(start_unix, group.event_unix), group.event_unix + self._own.max_age_s)
+        return start_unix + group.event.duration_s + self._image_timeout_s
+
+    def _preparation(self, group: Group, now_unix: float) -> list[Action]:
+        event = group.event
+        if event is None:
+            return []
+        graph = self._route(event.survey, SCIENCE, event.filters)
+        if graph == IGNORE:
+            return [Ignore(f"nextVisit of group {group.name!r}", f"no rule takes survey {event.survey!r}")]
+        if not self._is_waiting(group):
+            return []
+        if len(event.filters) != 1:
+            return [Ignore(f"preparation for group {group.name!r}", "its filter is open: the header will tell")]
+        night = day_obs((event.start_tai or now_unix + self._tai) / _DAY_S + _MJD_UNIX)
+        visit = event.visit(self._camera, night * 100_000, max(event.nimages, 1), event.exposure_time_s or 0.0)
+        if visit == group.prepared:
+            return []
+        group.prepared = visit
+        return [Prepare(group.name, visit, graph)]
+
+    def _cancelled(self, group: Group, now_unix: float) -> list[Action]:
+        """End the waiting of a group, unless an image is there: then the visit has been, whatever was planned."""
+        group.cancelled = True
+        actions = [action for shot in self._of(group) for action in self._decide_shot(shot, now_unix)]
+        if actions or group.closed or self._is_served(group):
+            return actions
+        return [Cancel(group.name, None, "nextVisitCanceled")]
+
+    def _decide_shot(self, shot: Shot, now_unix: float) -> list[Action]:
+        wish = self._wish(shot, now_unix)
+        running, visit = shot.running, wish.visit
+        if running is None:
+            if visit is None:
+                return []
+            shot.running, shot.graph, shot.ended = visit, wish.graph, False
+            return [Start(visit, wish.graph, shot.expected, self._exposing_s(shot))]
+        if visit is None:
+            if shot.ended or not wish.reason:
+                return []
+            shot.running = None
+            return [Cancel(running.group, running, wish.reason)]
+        difference = self._tolerance.difference(running, visit)
+        if not difference and running.nsnaps != visit.nsnaps and not shot.ended:
+            difference = f"{visit.nsnaps} snaps, not {running.nsnaps}"
+        if not difference or (shot.ended and shot.header is None):
+            return []
+        shot.running, shot.graph, shot.ended = visit, wish.graph, False
+        reason = f"visit {visit.visit} is not as announced: {difference}"
+        exposing_s = self._exposing_s(shot)
+        return [Restart(visit, wish.graph, shot.expected, exposing_s, instead_of=running, reason=reason)]
+
+    def _wish(self, shot: Shot, now_unix: float) -> _Wish:
+        """What should run: a function of what was told, and of time for a header that nothing announced."""
+        group = self._groups.get(shot.group)
+        event, header = (group.event if group else None), shot.header
+        if header is None:
+            if group is not None and group.cancelled:
+                return _Wish(reason="nextVisitCanceled")
+            if event is None or len(event.filters) != 1:
+                return _Wish()  # a header has to tell
+        filters = (header.physical_filter,) if header else event.filters if event else ()
+        graph = self._route(event.survey if event else "", shot.image_type(SCIENCE if event else ""), filters)
+        if graph == IGNORE:
+            return _Wish(reason="no rule takes it")
+        nsnaps, exposure_time_s = shot.nsnaps(event), shot.exposure_time_s(event)
+        if header is None:
+            assert event is not None
+            return _Wish(event.visit(self._camera, shot.first, nsnaps, exposure_time_s), graph)
+        if event is None and shot.running is None and now_unix < shot.seen_unix + self._own.header_grace_s:
+            return _Wish(again_unix=shot.seen_unix + self._own.header_grace_s)
+        images = tuple(image_name(shot.first + n, self._camera.image_prefix) for n in range(nsnaps))
+        return _Wish(visit_of(header, shot.first, shot.group, images, exposure_time_s), graph)
+
+    def _route(self, survey: str, image_type: str, filters: Sequence[str]) -> str:
+        subject = Subject(survey, self._camera.instrument, image_type, tuple(filters))
+        return first_match(self._rules, subject, self._camera)
+
+    def _exposing_s(self, shot: Shot) -> float:
+        """Until all images may be there: an exposure that began just now has them all before it."""
+        if shot.header is not None and shot.running is not None and len(shot.snaps) >= shot.running.nsnaps:
+            return 0.0
+        return (shot.running.exposure_time_s + _READOUT_S) * shot.running.nsnaps if shot.running else 0.0
+
+    def _forget(self, now_unix: float) -> None:
+        """Let go of what ended, or what nobody can wait for any more."""
+        old_unix = now_unix - max(self._own.max_age_s, 4 * self._image_timeout_s)
+        self._shots = {
+            first: shot
+            for first, shot in self._shots.items()
+            if shot.heard_unix > old_unix or (shot.running is not None and not shot.ended)
+        }
+        busy = {shot.group for shot in self._shots.values()}
+        self._groups = {
+            name: group
+            for name, group in self._groups.items()
+            if max(group.heard_unix, group.event_unix) > old_unix or name in busy or self._is_waiting(group)
+        }

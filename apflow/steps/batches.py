@@ -27,7 +27,7 @@ from apflow.model.ledger import Ended, Failure, Outcome, State
 from apflow.model.products import Archived, DetectorResult, OutboxRow, Plan, Stored
 from apflow.model.visit import Visit
 from apflow.steps.associate import associate, load_history
-from apflow.steps.package import packets_of, with_forced
+from apflow.steps.package import association_metrics, packets_of, with_forced, write_catalogues
 from apflow.steps.visits import detector_region
 
 #: Times that a detector is associated again when overlapping visits change its objects.
@@ -100,7 +100,7 @@ def _store(
 
 
 def _again(result: DetectorResult, config: Config) -> DetectorResult:
-    """Associate a detector with the DiaObjects that are there now."""
+    """Associate a detector with the DiaObjects that are there now, and correct the files that tell of them."""
     region = detector_region(result.visit, result.detector, config)
     bare = result.sources.assign(diaObjectId=None)
     history = load_history(region, bare, result.mjd_mid_tai, config)
@@ -109,7 +109,8 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
     known = {*history.objects["diaObjectId"], *associated.objects["diaObjectId"]}
     forced = result.forced[result.forced["diaObjectId"].isin(known)]
     associated = with_forced(associated, history, forced)
-    return dataclasses.replace(
+    packets = packets_of(associated, history, forced, result.cutouts, config)
+    corrected = dataclasses.replace(
         result,
         sources=associated.sources,
         objects=associated.objects,
@@ -117,8 +118,11 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
         matches=associated.matches,
         ss_sources=associated.ss_sources,
         forced=forced,
-        packets=packets_of(associated, history, forced, result.cutouts, config),
+        packets=packets,
+        metrics={**result.metrics, **association_metrics(associated, history, forced, packets)},
     )
+    write_catalogues(corrected)  # before it is stored: once it is, nobody associates it again
+    return corrected
 
 
 def _outcome(visit: Visit, ended: Ended, results: dict[int, DetectorResult], stored_unix: float) -> Outcome:

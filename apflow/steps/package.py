@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from apflow.catalogs.diaobject import with_forced_fluxes
@@ -14,6 +13,7 @@ from apflow.graph import node
 from apflow.io.alerts.cutouts import cutout_fits
 from apflow.io.alerts.packets import build_packets
 from apflow.io.butler import output_path
+from apflow.io.butler.paths import OUTPUTS
 from apflow.io.fits import write_exposure
 from apflow.io.metrics import write_bundle
 from apflow.io.ppdb import open_ppdb
@@ -80,18 +80,10 @@ def package_alerts(
     associated = with_forced(associated, history, forced)
     stamps = _stamps(associated.sources, difference, science, config)
     packets = packets_of(associated, history, forced, stamps, config)
-    known = np.isin(associated.objects["diaObjectId"], history.objects["diaObjectId"])
-    metrics = {**science.summary, **difference.exposure.summary}
-    metrics |= {
-        "n_snaps_missing": float(len(snaps.missing)),
-        "n_sources": float(len(associated.sources)),
-        "n_new_objects": float((~known).sum()),
-        "n_ss_sources": float(len(associated.ss_sources)),
-        "n_forced": float(len(forced)),
-        "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
-    }
-    metrics = {name: metrics.get(name, float("nan")) for name in METRIC_UNITS}
-    return DetectorResult(
+    metrics = {**science.summary, **difference.exposure.summary, "n_snaps_missing": float(len(snaps.missing))}
+    metrics |= association_metrics(associated, history, forced, packets)
+    paths = {name: output_path(config.butler, name, visit, info.detector, plan.run) for name in OUTPUTS}
+    result = DetectorResult(
         visit=visit,
         detector=info.detector,
         sources=associated.sources,
@@ -99,16 +91,46 @@ def package_alerts(
         forced=forced,
         guard=associated.guard,
         packets=packets,
-        outputs=_write(plan, info.detector, associated.sources, difference, metrics, config),
+        outputs=tuple(OutputFile(name, path) for name, path in paths.items()),
         arrived_unix=max(raw.arrived_unix for raw in snaps.raws),
         mjd_mid_tai=info.mjd_mid_tai,
         day_obs=day_obs_of(visit.visit),
-        metrics=metrics,
+        metrics={name: metrics.get(name, float("nan")) for name in METRIC_UNITS},
         cutouts=stamps,
         matches=associated.matches,
         ss_sources=associated.ss_sources,
         ss_objects=history.ss_objects,
     )
+    write_exposure(paths["difference_image"], difference.exposure)
+    write_catalogues(result)
+    return result
+
+
+def association_metrics(
+    associated: Associated, history: History, forced: pd.DataFrame, packets: Sequence[Packet]
+) -> dict[str, float]:
+    """Those metrics that follow from the association."""
+    known = associated.objects["diaObjectId"].isin(history.objects["diaObjectId"])
+    return {
+        "n_sources": float(len(associated.sources)),
+        "n_new_objects": float((~known).sum()),
+        "n_ss_sources": float(len(associated.ss_sources)),
+        "n_forced": float(len(forced)),
+        "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
+    }
+
+
+def write_catalogues(result: DetectorResult) -> None:
+    """Write DiaSources and metrics where the Butler will find them; a gather registers them.
+
+    Whoever is associated again writes them again, registered already or not.
+    """
+    for output in result.outputs:
+        if output.dataset_type == "dia_source_detector":
+            write_table(output.path, result.sources)
+        elif output.dataset_type == "ap_metrics":
+            data_id = {"visit": result.visit.visit, "detector": result.detector}
+            write_bundle(output.path, "ap", result.metrics, METRIC_UNITS, data_id)
 
 
 def with_forced(associated: Associated, history: History, forced: pd.DataFrame) -> Associated:
@@ -154,20 +176,3 @@ def _stamps(
         d, s, t = (cutout_fits(c._replace(wcs=cuts[1].wcs)) for c in cuts)
         stamps[int(key)] = (d, s, t)
     return stamps
-
-
-def _write(
-    plan: Plan,
-    detector: int,
-    sources: pd.DataFrame,
-    difference: Difference,
-    metrics: Mapping[str, float],
-    config: Config,
-) -> tuple[OutputFile, ...]:
-    """Write the products where the Butler will find them; a gather registers them."""
-    names = ("difference_image", "dia_source_detector", "ap_metrics")
-    image, table, bundle = (output_path(config.butler, n, plan.visit, detector, plan.run) for n in names)
-    write_exposure(image, difference.exposure)
-    write_table(table, sources)
-    write_bundle(bundle, "ap", metrics, METRIC_UNITS, {"visit": plan.visit.visit, "detector": detector})
-    return tuple(OutputFile(n, p) for n, p in zip(names, (image, table, bundle), strict=True))

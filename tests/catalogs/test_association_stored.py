@@ -12,17 +12,19 @@ import pytest
 from apflow.catalogs.associate import associate
 from apflow.config import Config
 from apflow.io.alerts.archive import read_night
+from apflow.io.metrics import read_bundle
 from apflow.io.ppdb import Ppdb, StoreReport, open_ppdb
 from apflow.io.ppdb.interface import Wanted
+from apflow.io.tables import read_table
 from apflow.model import schema
 from apflow.model.camera import load_camera
 from apflow.model.ids import source_id
 from apflow.model.ledger import Ended, State
-from apflow.model.products import Archived, DetectorResult
+from apflow.model.products import Archived, DetectorResult, OutputFile
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 from apflow.steps.batches import archive_packets, write_ppdb
-from apflow.steps.package import packets_of
+from apflow.steps.package import packets_of, write_catalogues
 from tests.catalogs.sky import CENTRE, place, table
 
 FIRST = 2025042000100
@@ -31,6 +33,10 @@ REGIONS = {
     d: Region(np.stack([*place(x, [-50.0, -50.0, 50.0, 50.0]).values()], -1))
     for d, x in ((0, [-100.0, 0.0, 0.0, -100.0]), (1, [0.0, 100.0, 100.0, 0.0]))
 }
+
+
+#: As if packets had been trimmed before the race.
+METRICS = {"zero_point_mag": 31.5, "n_new_objects": 2.0, "n_alerts_trimmed": 1.0}
 
 
 def mjd(k: int) -> float:
@@ -173,9 +179,13 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
         )
         forced = schema.conform(forced, "DiaForcedSource")
         packets = packets_of(out, history, forced, {}, config)
-        tables = (out.sources, out.objects, forced, out.guard)
-        moving = {"ss_sources": out.ss_sources, "ss_objects": ss}
-        return DetectorResult(visit(k), 94, *tables, packets, (), 1.0, mjd(k), 20250420, **moving)
+        files = tuple(OutputFile(name, str(tmp_path / f"{name}-{k}")) for name in ("dia_source_detector", "ap_metrics"))
+        made = DetectorResult(
+            visit(k), 94, out.sources, out.objects, forced, out.guard, packets, files, 1.0, mjd(k), 20250420, METRICS,
+            ss_sources=out.ss_sources, ss_objects=ss,
+        )  # fmt: skip
+        write_catalogues(made)
+        return made
 
     with open_ppdb(config.ppdb_url, create=True) as ppdb:
         early, late = result(0, slice(0, 3)), result(1, slice(0, 1))
@@ -193,7 +203,16 @@ def test_a_detector_that_lost_a_race_is_associated_again_and_tells_so_in_its_ale
         assert current.loc[source_id(FIRST, 94, 2), "r_fpFluxMean"] == 1.0
         # Its asteroid is one still.
         assert ppdb.table("SSSource")["diaSourceId"].tolist() == [source_id(FIRST, 94, 3)]
+        # Its files tell of the DiaObjects that are stored; what does not follow from them is as it was.
+        stored = ppdb.table("DiaSource").query(f"visit == {FIRST}").set_index("diaSourceId")["diaObjectId"]
+        filed = read_table(early.outputs[0].path).set_index("diaSourceId")["diaObjectId"]
+        assert filed.dropna().to_dict() == stored.dropna().to_dict() and len(filed) == len(stored) == 3
+        assert early.sources["diaObjectId"].iloc[0] != filed.iloc[0] == shared
         pending = {row.alert_id: row for row in ppdb.pendingAlerts()}
+    changed = {"n_sources": 3.0, "n_new_objects": 1.0, "n_ss_sources": 1.0, "n_forced": 1.0, "n_alerts_trimmed": 0.0}
+    assert dict(outcome.metrics) == METRICS | changed
+    assert read_bundle(early.outputs[1].path)["ap"] == METRICS | changed
+    assert read_bundle(late.outputs[1].path)["ap"] == METRICS  # it lost nothing
     assert pending[source_id(FIRST, 94, 3)].object_id == 77
     assert {i: row.object_id for i, row in pending.items()}[source_id(FIRST, 94, 1)] == shared
     written = [a for a in read_night(config.alerts_url, 20250420) if a["diaSourceId"] == source_id(FIRST, 94, 1)]

@@ -18,6 +18,15 @@ from apflow.model.visit import Visit
 
 
 @dataclass(frozen=True)
+class InputRef:
+    """A dataset of the Butler that a detector-visit was made from."""
+
+    dataset_type: str
+    run: str
+    id: str  # UUID
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Files that one detector of one visit reads, as the Butler resolved them.
 
@@ -32,6 +41,7 @@ class Inputs:
     reference: tuple[str, ...]
     skymap: str = ""  # name of the skymap of the templates
     ss_objects: str | None = None  # predicted positions of Solar System objects
+    refs: tuple[InputRef, ...] = ()  # the datasets that these files are
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from apflow.io.butler import paths
 from apflow.io.butler.ingest import CALIBS, HTM
 from apflow.model.camera import Camera
 from apflow.model.ids import day_obs_of
-from apflow.model.products import Inputs
+from apflow.model.products import InputRef, Inputs
 from apflow.model.region import Region
 from apflow.model.visit import Visit
 
@@ -55,13 +56,18 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
     )
     found: dict[int, Inputs] = {}
     for d in detectors:
-        one = {kind: local[calibs[kind][d].id] if d in calibs[kind] else None for kind in CALIBS}
+        one = {kind: calibs[kind][d] for kind in CALIBS if d in calibs[kind]}
+        of_cells = [(t, p, templates[t, p]) for t, p in cells[d] if (t, p) in templates]
+        stars = [reference[s] for s in shards[d] if s in reference]
+        predicted = [moving[d]] if d in moving else []
+        refs = itertools.chain(one.values(), (ref for *_, ref in of_cells), stars, predicted)
         found[d] = Inputs(
-            **one,
-            templates=tuple((t, p, local[templates[t, p].id]) for t, p in cells[d] if (t, p) in templates),
-            reference=tuple(local[reference[s].id] for s in shards[d] if s in reference),
+            **{kind: local[one[kind].id] if kind in one else None for kind in CALIBS},
+            templates=tuple((t, p, local[ref.id]) for t, p, ref in of_cells),
+            reference=tuple(local[ref.id] for ref in stars),
             skymap=skymap,
             ss_objects=local[moving[d].id] if d in moving else None,
+            refs=tuple(InputRef(ref.datasetType.name, ref.run, str(ref.id)) for ref in refs),
         )
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from apflow.operate.services import KafkaBroker, PostgresServer, SchemaRegistry
+from apflow.operate.services.slurm import Nodes, SlurmCluster
 from tests.registry_double import RegistryDouble
 
 
@@ -29,6 +30,13 @@ def schema_registry() -> Iterator[SchemaRegistry]:
     """A private Apicurio Registry; each test takes subjects of its own."""
     with SchemaRegistry() as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A private SLURM of two nodes; commands reach it in its `environment`."""
+    with SlurmCluster(nodes=Nodes(number=2, cores=4, memory_mb=8000)) as cluster:
+        yield cluster
 
 
 @pytest.fixture

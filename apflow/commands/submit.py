@@ -92,11 +92,12 @@ def send(
     arguments = _arguments(visit, butler, start, ra, dec, physical_filter, exptime, tuple(image or ()))
     limits = batch.Limits(throttle=throttle, memory_mb=memory, minutes=minutes, partition=partition)
     planned = batch.plan(arguments, butler, detectors, system, folder=folder, limits=limits)
-    sent = batch.submit(planned)
+    door = batch.open_system(system)
+    sent = batch.submit(planned, door)
     jobs = ", ".join(attempt.job for attempt in sent.attempts)
     typer.echo(f"{len(sent.detectors)} detectors, {system} job {jobs}, folder {sent.folder}", err=as_json)
     if wait:
-        _end(batch.wait(sent.folder, _tell), as_json)
+        _end(batch.wait(sent.folder, door, _tell), as_json)
 
 
 @app.command()
@@ -111,9 +112,8 @@ def status(
     """
     from apflow.operate import batch
 
-    if wait:
-        _end(batch.wait(folder, _tell), as_json)
-    _end(batch.refresh(folder, batch.open_system(batch.load(folder).system)), as_json)
+    door = batch.open_system(batch.load(folder).system)
+    _end(batch.wait(folder, door, _tell) if wait else batch.refresh(folder, door), as_json)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def cancel(folder: _Folder) -> None:
     """
     from apflow.operate import batch
 
-    batch.cancel(folder)
+    batch.cancel(folder, batch.open_system(batch.load(folder).system))
     typer.echo(f"cancelled what was left of {folder}")
 
 
@@ -166,9 +166,7 @@ def _arguments(
         arguments,
         ra_deg=arguments.ra_deg if ra is None else ra,
         dec_deg=arguments.dec_deg if dec is None else dec,
-        physical_filter=camera.filter(physical_filter).physical_filter
-        if physical_filter
-        else arguments.physical_filter,
+        physical_filter=named or arguments.physical_filter,
         exposure_time_s=arguments.exposure_time_s if exptime is None else exptime,
         images=images or arguments.images,
     )

@@ -72,11 +72,17 @@ def plan(
     )
 
 
-def submit(planned: Submission) -> Submission:
+def submit(planned: Submission, system: BatchSystem) -> Submission:
     """Send all detectors as one array; what was sent before is not sent again.
 
     A submission that went without the names of the images is completed by a
     plan that has them.
+
+    Parameters
+    ----------
+    planned : `Submission`
+        See `plan`.
+    system : `BatchSystem`
 
     Raises
     ------
@@ -95,7 +101,7 @@ def submit(planned: Submission) -> Submission:
             if planned.arguments.images:
                 submission = submission.completed(planned.arguments)
         submission.save()
-        return _send(submission)
+        return _send(submission, system)
 
 
 def refresh(folder: Path, system: BatchSystem, *, resubmit: bool = False) -> tuple[TaskReport, ...]:
@@ -122,23 +128,24 @@ def refresh(folder: Path, system: BatchSystem, *, resubmit: bool = False) -> tup
         if again:
             submission = submission.next_attempt(again)
             submission.save()
-            reports = report(_send(submission), told, {})
+            reports = report(_send(submission, system), told, {})
     if all(one.phase is Phase.ENDED for one in reports):
         # Only now: whoever opens an embedded PPDB while jobs come and go is in their way.
         return report(submission, told, read_ledger(submission, repository_config(submission.butler)))
     return reports
 
 
-def wait(folder: Path, tell: Callable[[tuple[TaskReport, ...]], None]) -> tuple[TaskReport, ...]:
+def wait(folder: Path, system: BatchSystem, tell: Callable[[tuple[TaskReport, ...]], None]) -> tuple[TaskReport, ...]:
     """Follow a submission to its end, sending jobs that died once more.
 
     Parameters
     ----------
     folder : `pathlib.Path`
+        Of the submission.
+    system : `BatchSystem`
     tell : callable
         Called with all reports whenever they have changed.
     """
-    system = open_system(load(folder).system)
     before: tuple[TaskReport, ...] = ()
     while True:
         reports = refresh(folder, system, resubmit=True)
@@ -150,7 +157,7 @@ def wait(folder: Path, tell: Callable[[tuple[TaskReport, ...]], None]) -> tuple[
         time.sleep(_POLL_S)
 
 
-def cancel(folder: Path) -> None:
+def cancel(folder: Path, system: BatchSystem) -> None:
     """End all jobs of a submission.
 
     Raises
@@ -159,16 +166,13 @@ def cancel(folder: Path) -> None:
         The batch system can't be reached.
     """
     with alone(folder):
-        submission = load(folder)
-        system = open_system(submission.system)
-        for attempt in submission.attempts:
+        for attempt in load(folder).attempts:
             if job := attempt.job or system.find(attempt.name):
                 system.cancel(job)
 
 
-def _send(submission: Submission) -> Submission:
+def _send(submission: Submission, system: BatchSystem) -> Submission:
     """Send the attempts that are not known to be sent."""
-    system = open_system(submission.system)
     for attempt in submission.attempts:
         if attempt.job:
             continue

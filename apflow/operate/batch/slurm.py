@@ -25,17 +25,27 @@ _SIGKILL = 9
 
 
 class Slurm:
-    """See `apflow.operate.batch.system.BatchSystem`."""
+    """See `apflow.operate.batch.system.BatchSystem`.
+
+    Parameters
+    ----------
+    environment : mapping, optional
+        Of SLURM's commands, and of the jobs; default: this process's.
+    """
 
     name: ClassVar[str] = "slurm"
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        # Without this, long lists of tasks are cut short.
+        self._environment = {**(os.environ if environment is None else environment), "SLURM_BITSTR_LEN": "0"}
 
     def submit(self, submission: Submission, attempt: Attempt) -> str:
         """One job array, each task one detector.
 
         Site settings such as account and quality of service are taken from
         sbatch's own variables (SBATCH_ACCOUNT, SBATCH_QOS). All that differs
-        between tasks is in the manifest: with variables in ``--export`` each
-        task would begin with a login shell.
+        between tasks is in the manifest, nothing in ``--export``: that splits
+        values at commas, and without ALL each task begins with a login shell.
         """
         limits = submission.limits
         throttle = f"%{limits.throttle}" if limits.throttle else ""
@@ -56,17 +66,17 @@ class Slurm:
             command.append(f"--partition={limits.partition}")
         script = str(resources.files("apflow.cluster") / "batch_task.sh")
         words = [str(submission.folder), str(attempt.number), str(submission.images_wait_s), submission.command]
-        return _slurm([*command, script, *words]).strip().partition(";")[0]
+        return self._run([*command, script, *words]).strip().partition(";")[0]
 
     def find(self, name: str) -> str:
         """The newest job of that name, ended ones too while SLURM knows them."""
-        jobs = _slurm(["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F"]).split()
+        jobs = self._run(["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F"]).split()
         return max(jobs, key=int, default="")
 
     def states(self, job: str) -> Mapping[int, TaskState]:
         """Tasks that ended more than SLURM's MinJobAge ago (5 minutes by default) are forgotten."""
         try:
-            return parse(_slurm(["scontrol", "--oneliner", "show", "job", job]))
+            return parse(self._run(["scontrol", "--oneliner", "show", "job", job]))
         except BadRequest as error:
             if "Invalid job id" in str(error):
                 return {}
@@ -74,7 +84,10 @@ class Slurm:
 
     def cancel(self, job: str) -> None:
         """Nothing happens where it ended."""
-        _slurm(["scancel", "--quiet", job])
+        self._run(["scancel", "--quiet", job])
+
+    def _run(self, command: Sequence[str]) -> str:
+        return run(command, lambda said: _UNREACHABLE.search(said) is not None, self._environment)
 
 
 def parse(listing: str) -> dict[int, TaskState]:
@@ -98,10 +111,11 @@ def _state(fields: Mapping[str, str]) -> TaskState:
         return TaskState(Phase.RUNNING, told, host=host)
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
     killed = told == "FAILED" and int(signal) == _SIGKILL
-    return TaskState(Phase.ENDED, told, int(code), int(signal) or None, host, died=told in _DIED or killed)
-
-
-def _slurm(command: Sequence[str]) -> str:
-    # Without it, long lists of tasks are cut short.
-    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
-    return run(command, lambda said: _UNREACHABLE.search(said) is not None, environment)
+    return TaskState(
+        Phase.ENDED,
+        told,
+        exit_code=None if int(signal) else int(code),
+        signal=int(signal) or None,
+        host=host,
+        died=told in _DIED or killed,
+    )

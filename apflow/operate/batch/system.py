@@ -92,7 +92,7 @@ def run(
         The system refuses.
     """
     program = command[0]
-    if shutil.which(program) is None:
+    if shutil.which(program, path=environment.get("PATH") if environment else None) is None:
         raise ServiceError(f"{program} is not on the PATH: is this a machine from which jobs are submitted?")
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)

@@ -28,8 +28,10 @@ _CAUSES = {
     127: "the command is not there",
     130: "interrupted",
 }
-#: A shell's exit code where its command was killed.
-_KILLED = 128 + 9
+#: A shell's exit codes where its command was ended by SIGKILL or SIGTERM: only the batch system knows why.
+_CUT_SHORT = (128 + 9, 128 + 15)
+#: Ends by the task itself, at which the batch system's exit code is the task's.
+_BY_ITSELF = ("COMPLETED", "FAILED")
 _FORGOTTEN = TaskState(Phase.ENDED, "not known to the batch system any more", died=True)
 
 
@@ -165,14 +167,14 @@ def died(reports: tuple[TaskReport, ...]) -> tuple[int, ...]:
 def _report(
     submission: Submission, attempt: Attempt, index: int, told: TaskState, end: End | None, ledger: Outcome | None
 ) -> TaskReport:
-    phase = Phase.ENDED if end else told.phase
-    # Elsewhere than at these two ends the system's code says nothing.
-    code = end.exit_code if end else told.exit_code if told.told in ("COMPLETED", "FAILED") else None
-    dead = phase is Phase.ENDED and (code == _KILLED if end else told.died)
+    code = end.exit_code if end else told.exit_code if told.told in _BY_ITSELF else None
+    whole = code is not None and code not in _CUT_SHORT
+    phase = Phase.ENDED if end and whole else told.phase
+    dead = phase is Phase.ENDED and not whole and (told.died or told.told in _BY_ITSELF)
     attempts = sum(index in one.indices for one in submission.attempts)
     state, cause = None, ""
     if phase is Phase.ENDED and not (dead and attempts < MAX_ATTEMPTS):
-        state, cause = _judge(None if dead else code, told.told, ledger)
+        state, cause = _judge(code if whole else None, told.told, ledger)
         if state is not State.DONE:
             said = _last_words(submission.folder / "logs" / f"{index}.{attempt.number}.log")
             cause = "; ".join(part for part in (cause, said) if part)

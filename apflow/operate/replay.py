@@ -7,16 +7,14 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from distributed import Client
 from rich.console import Console
 
-from apflow.cluster.local import local_cluster
 from apflow.config import Config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
@@ -28,7 +26,7 @@ from apflow.model.ledger import Outcome, StepRecord
 from apflow.model.visit import Visit
 from apflow.operate.deliver import Delivery, with_publication
 from apflow.operate.detector import outcomes_of
-from apflow.operate.interrupts import deaf_children
+from apflow.operate.local_run import CORES, MAX_WORKERS, runner_of, workers_here
 from apflow.operate.meter import Meter
 from apflow.operate.prepare import Record, open_replay, prepare, simulation_pool
 from apflow.operate.progress import ReplayProgress
@@ -39,20 +37,12 @@ from apflow.operate.repository import check_urls, repository_config
 from apflow.operate.stamps import pick_stamps
 from apflow.operate.summary import ledger_frame, summarise
 from apflow.run import GatherEnded
-from apflow.run.on_dask import DaskRunner
 from apflow.simulate.player import Player
 from apflow.simulate.scenario import Scenario, visits
 from apflow.simulate.score import score
 
-#: Modules that workers import while they start.
-_WARM_UP = ("apflow.graphs.alert_production",)
 #: nextVisit is sent at least this long before the exposure.
 _NOTICE_S = 20.0
-#: The pixel chain of a full CCD needs less; beyond it a worker is restarted.
-_WORKER_MEMORY = "6GiB"
-#: Cores that this process may use, and the most workers that make sense on them.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-MAX_WORKERS = max(16, 4 * CORES)
 
 
 @dataclass(frozen=True)
@@ -204,18 +194,11 @@ def _process(
     progress.expect({v: len(d) for v, d in todo.items()})
     if not announced:
         return Processed((), (), Meter())
-    timing = config.timing
+    deadline_s = _deadline_s(config, len(announced), len(camera.detectors), workers)
     with (
-        _cluster(workers) as client,
+        workers_here(workers) as client,
         Ingestor(config.butler, player.landing),
-        DaskRunner(
-            client,
-            group_of=lambda d: camera.detector(d).raft,
-            label_of=lambda d: camera.detector(d).name,
-            gather_after_s=timing.gather_after_s,
-            deadline_s=_deadline_s(config, len(announced), len(camera.detectors), workers),
-            on_event=on_event,
-        ) as runner,
+        runner_of(client, camera, config, deadline_s, on_event) as runner,
     ):
         client.wait_for_workers(workers + 1, timeout=60)
         progress.dashboard(client.dashboard_link)
@@ -230,18 +213,6 @@ def _process(
         outcomes = [outcome for handle in handles for outcome in handle.result()]
         meter = meter.stop(client)
     return Processed(tuple(outcomes), tuple(gathers), meter)
-
-
-@contextlib.contextmanager
-def _cluster(workers: int) -> Iterator[Client]:
-    """A local cluster whose processes leave Ctrl-C to this one."""
-    with contextlib.ExitStack() as stack:
-        with deaf_children():
-            cluster = stack.enter_context(
-                local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=_WARM_UP)
-            )
-            client = stack.enter_context(Client(cluster, set_as_default=False))
-        yield client
 
 
 def _deadline_s(config: Config, n_visits: int, n_detectors: int, workers: int) -> float:

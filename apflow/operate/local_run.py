@@ -1,0 +1,53 @@
+"""A cluster on this machine and a runner on it, as `apflow replay` and `apflow listen` use them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from distributed import Client
+
+from apflow.cluster.local import local_cluster
+from apflow.config import Config
+from apflow.model.camera import Camera
+from apflow.operate.interrupts import deaf_children
+from apflow.run.on_dask import DaskRunner
+
+#: Modules that workers import while they start.
+_WARM_UP = ("apflow.graphs.alert_production",)
+#: The pixel chain of a full CCD needs less; beyond it a worker is restarted.
+_WORKER_MEMORY = "6GiB"
+#: Cores that this process may use, and the most workers that make sense on them.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MAX_WORKERS = max(16, 4 * CORES)
+
+
+@contextlib.contextmanager
+def workers_here(workers: int) -> Iterator[Client]:
+    """A local cluster whose processes leave Ctrl-C to this one."""
+    with contextlib.ExitStack() as stack:
+        with deaf_children():
+            cluster = stack.enter_context(
+                local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=_WARM_UP)
+            )
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
+
+
+def runner_of(
+    client: Client,
+    camera: Camera,
+    config: Config,
+    deadline_s: float,
+    on_event: Callable[[object], None] | None = None,
+) -> DaskRunner:
+    """A runner whose batches are the camera's rafts."""
+    return DaskRunner(
+        client,
+        group_of=lambda d: camera.detector(d).raft,
+        label_of=lambda d: camera.detector(d).name,
+        gather_after_s=config.timing.gather_after_s,
+        deadline_s=deadline_s,
+        on_event=on_event,
+    )

@@ -51,6 +51,11 @@ class VisitHandle:
         if self.run is not None:
             self.run.post("cancel")
 
+    def drop(self) -> None:
+        """Give the visit up without settling any detector: whoever drives it runs it anew."""
+        if self.run is not None:
+            self.run.post("close")
+
     def result(self, timeout_s: float | None = None) -> Any:
         """What the graph returned.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -76,20 +77,47 @@ def history_order(row_id: I8, mjd: Any, objects: I8, ids: Sequence[I8], since: A
     """
     every, wanted = np.unique(np.concatenate(ids), return_inverse=True)
     detectors = np.repeat(np.arange(len(ids)), [len(i) for i in ids])[np.argsort(wanted, kind="stable")]
-    count = np.bincount(wanted, minlength=len(every))  # detectors of an object: one, but where regions overlap
-    first = np.cumsum(count) - count
+    # The detectors of an object: one, but where regions overlap.
+    first = np.append(0, np.cumsum(np.bincount(wanted, minlength=len(every))))
     order = _order(row_id, mjd)
-    mine = np.searchsorted(every, objects[order])
-    copies = count[mine]
-    row = np.repeat(np.arange(len(order)), copies)
-    detector = detectors[np.repeat(first[mine] - np.cumsum(copies) + copies, copies) + np.arange(len(row))]
-    time = mjd[order[row]]
-    keep = np.flatnonzero((time >= since[detector]) & (time <= until[detector]))
-    detector = detector[keep]
-    # Rows are in order already: the fewer bits, the faster they are dealt out.
-    by_detector = np.argsort(detector.astype(np.min_scalar_type(len(ids))), kind="stable")
-    offsets = np.cumsum(np.bincount(detector + 1, minlength=len(ids) + 1))
-    return order[row[keep[by_detector]]], offsets
+    mjd, objects = mjd.copy(), objects.copy()  # what cannot be written is another type, to be compiled for
+    offsets = np.zeros(len(ids) + 1, np.int64)
+    at = np.empty(len(order), np.int64)
+    _count(order, mjd, objects, every, first, detectors, since, until, at, offsets)
+    offsets = np.cumsum(offsets)
+    take = np.empty(offsets[-1], np.int64)
+    _deal(order, mjd, at, first, detectors, since, until, offsets[:-1].copy(), take)
+    return take, offsets
+
+
+@njit(cache=True, nogil=True)
+def _count(  # type: ignore[no-untyped-def]
+    order, mjd, objects, every, first, detectors, since, until, at, counts
+):
+    """Where the DiaObject of each row is in `every`, and how many rows each detector gets, in ``counts[1:]``."""
+    j = -1
+    for i in range(len(order)):
+        row = order[i]
+        if j + 1 < len(every) and every[j + 1] == objects[row]:  # rows of a visit mostly come by object
+            j += 1
+        else:
+            j = np.searchsorted(every, objects[row])
+        at[i] = j
+        for k in range(first[j], first[j + 1]):
+            if since[detectors[k]] <= mjd[row] <= until[detectors[k]]:
+                counts[detectors[k] + 1] += 1
+
+
+@njit(cache=True, nogil=True)
+def _deal(order, mjd, at, first, detectors, since, until, free, take):  # type: ignore[no-untyped-def]
+    """Deal the rows out to the detectors; `free` is where the next one of each detector goes."""
+    for i in range(len(order)):
+        row = order[i]
+        for k in range(first[at[i]], first[at[i] + 1]):
+            d = detectors[k]
+            if since[d] <= mjd[row] <= until[d]:
+                take[free[d]] = row
+                free[d] += 1
 
 
 def ordered(rows: pa.Table, *columns: str) -> pa.Table:

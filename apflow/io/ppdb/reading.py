@@ -100,7 +100,7 @@ def _select(con: Any, name: str, ids: I8, since: float, until: float) -> pa.Tabl
         'AND "diaObjectId" IN (SELECT id FROM wanted) AND "timeWithdrawnMjdTai" IS NULL '
         f'AND "midpointMjdTai" BETWEEN {float(since)!r} AND {float(until)!r}'
     )
-    if name == "DiaSource":
+    if name == "DiaSource" and len(ids) <= _MANY:
         # By rowid: DuckDB then reads a hundred columns only where there is a row to give.
         condition = f'rowid IN (SELECT rowid FROM "DiaSource" WHERE {condition})'
     return query(con, f'SELECT {columns} FROM "{name}" WHERE {condition}', wanted=pa.table({"id": ids}))

@@ -24,6 +24,9 @@ from apflow.model import schema
 from apflow.model.ledger import Outcome
 from apflow.model.region import Region
 
+#: Rows of a piece of what is read: a column of it stays in the processor's cache, and does not move as it grows.
+_PIECE = 24576
+
 
 def store(con: Any, batch: Batch) -> StoreReport:
     """Store a batch within the transaction that `con` has open."""
@@ -41,7 +44,7 @@ def store(con: Any, batch: Batch) -> StoreReport:
 def query(con: Any, sql: str, **tables: pa.Table) -> pa.Table:
     """Rows of a SELECT that may read Arrow tables by name."""
     with _registered(con, tables):
-        return con.sql(sql).to_arrow_table()
+        return con.sql(sql).to_arrow_table(_PIECE)
 
 
 def execute(con: Any, sql: str, **tables: pa.Table) -> int:

@@ -138,29 +138,36 @@ def to_frame(rows: pa.Table, name: str, take: NDArray[np.int64] | None = None) -
     made = layout(name)
     room = made.room(rows.num_rows if take is None else len(take))
     texts = []
+    whole = np.empty(rows.num_rows)
     for i, column in enumerate(made.names):
         values = rows.column(column)
-        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
         if made.text[i] >= 0:
-            texts.append((values if take is None else values.take(pa.array(take))).cast(pa.string()))
+            text = values.combine_chunks()
+            texts.append((text if take is None else text.take(pa.array(take))).cast(pa.string()))
             continue
         if made.mask[i] >= 0:
             room.masks[made.mask[i]] = False
             if values.null_count:
-                _put(room.masks[made.mask[i]], values.is_null(), take)
+                _put(room.masks[made.mask[i]], values.is_null(), take, whole)
                 values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
-        _put(room.values[i], values, take)
+        _put(room.values[i], values, take, whole)
     return room.frame(texts)
 
 
-def _put(out: NDArray[Any], values: pa.Array, take: NDArray[np.int64] | None) -> None:
-    plain = values.to_numpy(zero_copy_only=False)
-    if plain.dtype == np.uint8:  # flags that were read as bytes
-        plain = plain.view(bool)
+def _put(
+    out: NDArray[Any], values: pa.ChunkedArray, take: NDArray[np.int64] | None, whole: NDArray[np.float64]
+) -> None:
+    """Values, or some, to where they belong; `whole` has room for all, and stays in the cache from column to column."""
+    pieces = [piece.to_numpy(zero_copy_only=False) for piece in values.chunks]
+    if not pieces:
+        return
     if take is None:
-        out[:] = plain
-    else:
-        np.take(plain, take, out=out, mode="clip")
+        np.concatenate(pieces, out=out, casting="unsafe")  # flags may be bytes
+        return
+    plain = pieces[0]
+    if len(pieces) > 1:
+        plain = np.concatenate(pieces, out=whole.view(plain.dtype)[: len(whole)])
+    np.take(plain.view(bool) if plain.dtype == np.uint8 else plain, take, out=out, mode="clip")
 
 
 def cut(rows: pa.Table, take: NDArray[np.int64], offsets: NDArray[np.int64], name: str) -> list[pd.DataFrame]:

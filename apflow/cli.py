@@ -182,11 +182,18 @@ def init(
         str, typer.Option(help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
     ] = "lsstcam",
     size: Annotated[str, typer.Option(help="full, small (512 px cut-outs), or a number of pixels.")] = "full",
+    registry: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="postgresql://user@host/database (passwords: ~/.pgpass, PGPASSFILE); default: SQLite."
+        ),
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="Schema in that database; default: the user's.")] = "",
 ) -> None:
     """Make a Butler repository with the camera's instrument, detectors, filters and dataset types."""
     from apflow.io.butler import create_repository
 
-    create_repository(directory, camera, parse_size(size))
+    create_repository(directory, camera, parse_size(size), registry, namespace)
     typer.echo(f"made a Butler repository for {camera} in {directory}")
 
 

@@ -55,6 +55,10 @@ class DataError(ApflowError):
     state = "bad_data"
 
 
+class Misannounced(DataError):
+    """An image is not what was announced: other group, filter, pointing or sky angle. Whoever drives the visit acts."""
+
+
 class NoCalib(DataError):
     """No master calibration is valid for the visit. Calibration experts act."""
 

@@ -13,6 +13,7 @@ from apflow.model.camera import Camera, load_camera
 from apflow.model.exposure import Exposure, ImageInfo, Raw
 from apflow.model.ids import image_name
 from apflow.model.psf import Psf
+from apflow.model.sighting import Sighting
 from apflow.model.visit import Visit
 
 EXPOSURE = 2025042000123
@@ -74,6 +75,30 @@ def visit(**changes: Any) -> Visit:
         band=header.band,
         exposure_time_s=30.0,
         images=(image_name(header.exposure, "CC_O"),),
+    )
+    return dataclasses.replace(standard, **changes)
+
+
+def sighting(**changes: Any) -> Sighting:
+    """What the header of `info` tells, registered."""
+    header = info()
+    standard = Sighting(
+        instrument=header.instrument,
+        group=header.group,
+        exposure=header.exposure,
+        image=image_name(header.exposure, "CC_O"),
+        snap=1,
+        nsnaps=0,
+        detector=header.detector,
+        ra_deg=header.ra_deg,
+        dec_deg=header.dec_deg,
+        rotation_deg=header.rotation_deg,
+        physical_filter=header.physical_filter,
+        band=header.band,
+        exposure_time_s=header.exposure_time_s,
+        image_type=header.image_type,
+        arrived_unix=1.0,
+        registered=True,
     )
     return dataclasses.replace(standard, **changes)
 

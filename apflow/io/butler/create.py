@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apflow.config import Config, to_toml
 from apflow.errors import BadRequest
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
 from apflow.model.camera import Camera, camera_names, load_camera
+
+if TYPE_CHECKING:
+    from apflow.io.arrivals.database_board import DatabaseBoard
 
 _DETECTOR_VISIT = ("instrument", "visit", "detector")
 #: Name, dimensions, storage class, whether it has validity ranges.
@@ -26,12 +31,15 @@ DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("difference_image", _DETECTOR_VISIT, "ApflowExposure", False),
     ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
+    ("ap_provenance", _DETECTOR_VISIT, "ApflowProvenance", False),
 )
 SETTINGS = "apflow.toml"
 
 
-def create_repository(root: str | Path, camera: str, size: int | None = None) -> None:
-    """Make a Butler repository (SQLite) with a camera's instrument, detectors, filters and dataset types.
+def create_repository(
+    root: str | Path, camera: str, size: int | None = None, registry: str = "", namespace: str = ""
+) -> None:
+    """Make a Butler repository with a camera's instrument, detectors, filters and dataset types.
 
     Parameters
     ----------
@@ -41,13 +49,24 @@ def create_repository(root: str | Path, camera: str, size: int | None = None) ->
         Name of a camera, or the path of its file, which is copied into the repository.
     size : `int`, optional
         Pixels of cut-out detectors; None for full CCDs.
+    registry : `str`
+        URL of a PostgreSQL database, ``postgresql://user@host:port/database``,
+        without a password: libpq finds it (~/.pgpass, PGPASSFILE). Empty: a
+        file of SQLite in the repository.
+    namespace : `str`
+        Schema in that database, for more than one repository in it; empty for
+        the user's default.
 
     Raises
     ------
     BadRequest
-        There is a repository already, or no such camera or size.
+        There is a repository already, or no such camera or size; the registry's
+        URL cannot be read or holds a password, or its place is taken.
+    ServiceError
+        The database cannot be reached.
     """
     loaded, root = load_camera(camera, size), Path(root)
+    board = _board(registry, namespace)
     if (root / "butler.yaml").exists():
         raise BadRequest(f"{root} is a Butler repository already; give another folder")
     try:
@@ -58,18 +77,38 @@ def create_repository(root: str | Path, camera: str, size: int | None = None) ->
     if camera not in camera_names():
         stored = "./camera.yaml"
         shutil.copyfile(camera, root / stored)
-    _make(root, loaded)
+    _make(root, loaded, {"db": registry} | ({"namespace": namespace} if namespace else {}) if registry else {})
+    if board is not None:
+        with board:
+            board.create()
     with atomic(root / SETTINGS) as file:
         file.write(to_toml(Config(camera=stored, size=size, butler=".")).encode())
 
 
-def _make(root: Path, camera: Camera) -> None:
+def _board(registry: str, namespace: str) -> DatabaseBoard | None:
+    """The board of a registry on PostgreSQL that is to be made, reached and found empty."""
+    if not registry:
+        if namespace:
+            raise BadRequest(f"namespace {namespace!r} is one of a database; give its registry too")
+        return None
+    from apflow.io.arrivals.database_board import DatabaseBoard
+
+    board = DatabaseBoard.checked(registry, namespace)
+    with board:
+        board.prepare()
+    return board
+
+
+def _make(root: Path, camera: Camera, registry: Mapping[str, str]) -> None:
     from lsst.daf.butler import Butler, Config, DatasetType
     from lsst.daf.butler.registry import CollectionType  # type: ignore[attr-defined]
 
     from apflow.io.butler.instruments import register_camera
 
-    Butler.makeRepo(str(root), config=Config.fromString(resources.files(__package__).joinpath("seed.yaml").read_text()))
+    config = Config.fromString(resources.files(__package__).joinpath("seed.yaml").read_text())
+    for key, value in registry.items():
+        config["registry", key] = value
+    Butler.makeRepo(str(root), config=config, forceConfigRoot=False)
     with Butler.from_config(str(root), writeable=True) as butler:
         register_camera(butler.registry, camera)
         for name, dimensions, storage_class, calib in DATASET_TYPES:

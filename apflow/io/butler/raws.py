@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from lsst.daf.butler import Butler, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from apflow.errors import ApflowError, BadRequest, DataError
-from apflow.io.announce import announce
+from apflow.io.arrivals.announce import arrived, told
+from apflow.io.arrivals.board import Key, Message
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
 from apflow.io.butler.ingest import ingest, references
@@ -23,10 +24,13 @@ from apflow.io.hdu import read_headers
 from apflow.model.camera import Camera
 from apflow.model.exposure import ImageInfo
 from apflow.model.ids import ImageName, day_obs_of, image_name, parse_image_name
+from apflow.model.sighting import Sighting
 
 if TYPE_CHECKING:
     from apflow.io.butler.repository import Repository
 
+#: As the Butler's dimension has it.
+_LONGEST_GROUP = 64
 _SKY = ("OBJECT", "SCIENCE", "ACQ", "CWFS")
 
 
@@ -48,6 +52,8 @@ class Ingested:
         Whether it was not registered before.
     error : `str`
         Why it was rejected; empty when it was not.
+    nsnaps : `int`
+        Snaps of its visit; 0 where the header does not tell.
     """
 
     source: Path
@@ -56,6 +62,7 @@ class Ingested:
     name: ImageName | None
     new: bool = False
     error: str = ""
+    nsnaps: int = 0
 
 
 def ingest_raws(
@@ -90,42 +97,57 @@ def ingest_raws(
         if one.path is not None:
             good.setdefault(one.path, one)  # the same image twice in one batch
     raws = [(one.path, one.source, one.info) for one in good.values() if one.path and one.info]
-    arrived = {source: (arrived_unix or {}).get(source) or source.stat().st_mtime for _, source, _ in raws}
+    times = arrived_unix or {}
+    sightings = {
+        one.path: _sighting(repository.camera, one, times.get(one.source) or one.source.stat().st_mtime)
+        for one in good.values()
+    }
     known = _register(repository, raws)
-    for path, source, info in raws:
-        _announce(repository, path, info, arrived[source])
+    messages: dict[Key, Message] = {}
+    for path, sighting in sightings.items():
+        messages |= arrived(sighting, str(path))
+    repository.board.put(messages | told(repository.instrument, sightings.values()))
     if transfer == "move":
         for one in read:
             if one.path is not None:
                 one.source.unlink(missing_ok=True)
     return [
-        Ingested(one.source, one.path, one.info, one.name, good[one.path] is one and one.path not in known)
-        if one.path is not None
-        else one
+        replace(one, new=good[one.path] is one and one.path not in known) if one.path is not None else one
         for one in read
     ]
 
 
-def _announce(repository: Repository, path: Path, info: ImageInfo, arrived_unix: float) -> None:
-    announce(
-        repository.root,
-        info.instrument,
+def _sighting(camera: Camera, one: Ingested, arrived_unix: float) -> Sighting:
+    """What the header of a registered raw tells."""
+    info = one.info
+    assert info is not None
+    return Sighting(
+        instrument=info.instrument,
         group=info.group,
-        image=image_name(info.exposure, repository.camera.image_prefix),
-        snap=info.snap,
-        detector=info.detector,
-        path=str(path),
         exposure=info.exposure,
+        image=image_name(info.exposure, camera.image_prefix),
+        snap=info.snap,
+        nsnaps=one.nsnaps,
+        detector=info.detector,
+        ra_deg=info.ra_deg,
+        dec_deg=info.dec_deg,
+        rotation_deg=info.rotation_deg,
+        physical_filter=camera.filter(info.physical_filter).physical_filter,
+        band=camera.filter(info.physical_filter).band,
+        exposure_time_s=info.exposure_time_s,
+        image_type=info.image_type,
         arrived_unix=arrived_unix,
+        registered=True,
     )
 
 
 def _examine(camera: Camera, file: Path) -> Ingested:
     """Read the header of a raw and check it against the camera and the file's name."""
-    name, info = _name(file), None
+    name, info, nsnaps = _name(file), None, 0
     try:
         primary, *rest = read_headers(file)
         info = info_of(primary.header, file)
+        nsnaps = nsnaps_of(primary.header)
         detector = camera.detector(info.detector)
         if info.instrument != camera.instrument:
             raise DataError(f"{file}: INSTRUME is {info.instrument!r}; accepted: {camera.instrument}")
@@ -133,6 +155,8 @@ def _examine(camera: Camera, file: Path) -> Ingested:
             was = f"{image_name(info.exposure, camera.image_prefix)}_{detector.name}"
             raise DataError(f"{file}: its name and its header disagree, the header is that of {was}")
         camera.filter(info.physical_filter)
+        if not info.group.isprintable() or not 0 < len(info.group) <= _LONGEST_GROUP:
+            raise DataError(f"{file}: GROUPID is {info.group!r}; accepted: 1 to {_LONGEST_GROUP} printable characters")
         missing = {a.segment for a in detector.amplifiers} - {hdu.name for hdu in rest}
         if missing:
             raise DataError(
@@ -142,7 +166,13 @@ def _examine(camera: Camera, file: Path) -> Ingested:
         return Ingested(file, None, info, name, error=str(error))
     root = Path()
     path = paths.raw_path(root, camera.instrument, info.exposure, camera.image_prefix, detector.name)
-    return Ingested(file, path, info, name)
+    return Ingested(file, path, info, name, nsnaps=nsnaps)
+
+
+def nsnaps_of(header: Mapping[str, Any]) -> int:
+    """Snaps of a visit as a header tells (MAXINDEX); 0 where it does not."""
+    number = header.get("MAXINDEX")
+    return number if type(number) is int and number > 0 else 0
 
 
 def _name(file: Path) -> ImageName | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from apflow.config import load_config
 from apflow.errors import BadRequest, ServiceError
+from apflow.io.arrivals.board import Board, open_board
 from apflow.io.butler import paths
 from apflow.io.butler.create import SETTINGS
 from apflow.model.camera import Camera, load_camera
@@ -20,6 +21,7 @@ from apflow.model.visit import Visit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from lsst.daf.butler import Butler
 
     from apflow.io.butler.raws import Ingested
 
@@ -70,8 +72,10 @@ class Repository:
         self.instrument = self.camera.instrument
         self._identity = _identity(self.root)
         self.butler = Butler.from_config(str(self.root), writeable=writeable)
-        # Those of `open` are dropped with their thread: the connection must not outlive them.
-        self._finalizer = weakref.finalize(self, self.butler.close)
+        #: Where this thread puts up what has arrived.
+        self.board: Board = open_board(self.root)
+        # Those of `open` are dropped with their thread: the connections must not outlive them.
+        self._finalizer = weakref.finalize(self, _close, self.butler, self.board)
 
     @classmethod
     def open(cls, root: str | Path, writeable: bool = False) -> Repository:
@@ -194,6 +198,11 @@ class Repository:
         """The skymap of the templates; None while there are none."""
         names = sorted(r.name for r in self.butler.query_dimension_records("skymap", explain=False))
         return SkyMap.from_name(names[-1]) if names else None
+
+
+def _close(butler: Butler, board: Board) -> None:
+    butler.close()
+    board.close()
 
 
 def _identity(root: Path) -> tuple[int, int] | None:

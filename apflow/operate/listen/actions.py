@@ -64,10 +64,11 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Nothing is done, and why."""
+    """Nothing is done, and why; `kept`: it is known now all the same, and may count later."""
 
     what: str
     reason: str
+    kept: bool = False
 
 
 Action = Prepare | Start | Restart | Cancel | TimedOut | Ignore

@@ -104,10 +104,10 @@ class Desk:
         shot.ended = True
         return self._decide_shot(shot, now_unix)
 
-    def resume(self, visit: Visit, graph: str, now_unix: float) -> None:
+    def resume(self, visit: Visit, graph: str, again: bool, now_unix: float) -> None:
         """A visit that an earlier service started."""
         shot = self._shot(visit.visit, now_unix)
-        shot.running, shot.graph, shot.ended = visit, graph, False
+        shot.running, shot.graph, shot.again, shot.ended = visit, graph, again, False
         if visit.group:
             shot.groups[visit.group] += 0  # known, and outranked by what headers say
 
@@ -127,14 +127,24 @@ class Desk:
     def due_unix(self) -> float | None:
         """When to call `tick` next; None: not before something comes in."""
         times = [self._deadline(group) for group in self._groups.values() if self._is_waiting(group)]
-        times += [t for shot in self._shots.values() if (t := self._wish(shot, 0.0).again_unix) is not None]
+        waiting = [shot for shot in self._shots.values() if shot.running is None and shot.views]
+        times += [t for shot in waiting if (t := self._wish(shot, 0.0).again_unix) is not None]
         return min(times, default=None)
 
-    def unfinished(self) -> Iterator[Start]:
+    def close_group(self, group: str, now_unix: float) -> None:
+        """An earlier service ended the waiting for a group."""
+        self._group(group, now_unix).closed = True
+
+    def unfinished(self) -> Iterator[Prepare | Start]:
         """What runs, or should: a service that begins anew starts it again."""
+        for group in self._groups.values():
+            if group.prepared is not None and group.event is not None and self._is_waiting(group):
+                graph = self._route(group.event.survey, SCIENCE, group.event.filters)
+                yield Prepare(group.name, group.prepared, graph)
         for shot in self._shots.values():
             if shot.running is not None and not shot.ended:
-                yield Start(shot.running, shot.graph, shot.expected)
+                kind = Restart if shot.again else Start
+                yield kind(shot.running, shot.graph, shot.expected)
 
     def waiting(self) -> list[str]:
         """Groups that are announced and not identified."""
@@ -216,11 +226,13 @@ class Desk:
             return []
         graph = self._route(event.survey, SCIENCE, event.filters)
         if graph == IGNORE:
-            return [Ignore(f"nextVisit of group {group.name!r}", f"no rule takes survey {event.survey!r}")]
+            reason = f"no rule takes survey {event.survey!r}"
+            return [Ignore(f"nextVisit of group {group.name!r}", reason, kept=True)]
         if not self._is_waiting(group):
             return []
         if len(event.filters) != 1:
-            return [Ignore(f"preparation for group {group.name!r}", "its filter is open: the header will tell")]
+            what, reason = f"preparation for group {group.name!r}", "its filter is open: the header will tell"
+            return [Ignore(what, reason, kept=True)]
         night = day_obs((event.start_tai or now_unix + self._tai) / _DAY_S + _MJD_UNIX)
         visit = event.visit(self._camera, night * 100_000, max(event.nimages, 1), event.exposure_time_s or 0.0)
         if visit == group.prepared:
@@ -254,7 +266,7 @@ class Desk:
             difference = f"{visit.nsnaps} snaps, not {running.nsnaps}"
         if not difference or (shot.ended and shot.header is None):
             return []
-        shot.running, shot.graph, shot.ended = visit, wish.graph, False
+        shot.running, shot.graph, shot.again, shot.ended = visit, wish.graph, True, False
         reason = f"visit {visit.visit} is not as announced: {difference}"
         exposing_s = self._exposing_s(shot)
         return [Restart(visit, wish.graph, shot.expected, exposing_s, instead_of=running, reason=reason)]

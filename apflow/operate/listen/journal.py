@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from apflow.errors import BadRequest, ServiceError
-from apflow.model.sighting import Sighting
 from apflow.model.visit import Visit
 
 #: Folder in the repository; one file of JSON lines a day (UTC).
 FOLDER = "invocations"
+#: What an earlier service left is taken up for so long, seconds.
+KEPT_S = 86_400.0
 
 
 class Journal:
     """An append-only file, synced with each entry; one service of a repository has it at a time.
 
-    Entries are ``{"unix", "what", ...}``: ``told`` (`kind`, `record`), ``seen``
-    (`sighting`), ``started`` (`visit`, `graph`, `detectors`, `again`),
-    ``ended`` (`visit`, `states`), ``closed`` (`group`, `reason`).
+    Entries are ``{"unix", "what", ...}``: ``told`` (`kind`, `record`),
+    ``started`` (`visit`, `graph`, `detectors`, `again`), ``ended`` (`visit`,
+    `states`), ``closed`` (`group`, `reason`, `detectors`). What is seen of
+    images is on the repository's board, and stays there.
 
     Parameters
     ----------
@@ -69,10 +71,6 @@ class Journal:
         """An event."""
         self._append(unix, "told", {"kind": kind, "record": record})
 
-    def seen(self, unix: float, sighting: Sighting) -> None:
-        """The first word of an image of a visit."""
-        self._append(unix, "seen", {"sighting": sighting.to_json()})
-
     def started(self, unix: float, visit: Visit, graph: str, detectors: Sequence[int], again: bool) -> None:
         """A visit is started; `again`: in place of a run with other values."""
         what = {"visit": asdict(visit), "graph": graph, "detectors": list(detectors), "again": again}
@@ -99,8 +97,18 @@ class Journal:
                 if entry is not None and entry["unix"] >= since_unix:
                     yield entry
 
+    def unfinished(self, now_unix: float) -> dict[int, Visit]:
+        """Visits that were started and did not end, by their ids."""
+        begun: dict[int, Visit] = {}
+        for entry in self.entries(now_unix - KEPT_S):
+            if entry["what"] == "started":
+                begun[entry["visit"]["visit"]] = visit_from(entry["visit"])
+            elif entry["what"] == "ended":
+                begun.pop(entry["visit"], None)
+        return begun
+
     def _append(self, unix: float, what: str, more: Mapping[str, Any]) -> None:
-        line = json.dumps({"unix": unix, "what": what, **more}, allow_nan=False).encode() + b"\n"
+        line = json.dumps({"unix": unix, "what": what, **more}).encode() + b"\n"
         try:
             if _day(unix) != self._day or self._file is None:
                 self._open(_day(unix))

@@ -96,7 +96,8 @@ class Shot:
     seen_unix : `float`
         When the first header was seen; 0 before.
     running, graph : `Visit`, `str`
-        What was started, and by which graph; `ended`: whether it came to its end.
+        What was started, and by which graph; `again`: in place of something
+        else; `ended`: whether it came to its end.
     """
 
     first: int
@@ -110,6 +111,7 @@ class Shot:
     seen_unix: float = 0.0
     running: Visit | None = None
     graph: str = ""
+    again: bool = False
     ended: bool = False
 
     @property

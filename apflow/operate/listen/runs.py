@@ -1,0 +1,210 @@
+"""Runs of graphs on the cluster: at most one of a visit at a time, each written down before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apflow.config import Config
+from apflow.errors import ApflowError
+from apflow.graphs import alert_production
+from apflow.io.arrivals.board import CANCELLED, GROUPS, Key, Place, open_board
+from apflow.io.ppdb import Ppdb
+from apflow.model.ledger import Outcome, State
+from apflow.model.visit import Visit
+from apflow.operate.listen.actions import Prepare, Restart, Start
+from apflow.operate.listen.journal import Journal
+from apflow.run.on_dask import DaskRunner, VisitHandle
+
+_log = logging.getLogger(__name__)
+Graph = Callable[..., Any]
+
+#: What rules may name.
+GRAPHS: Mapping[str, Graph] = {"alert_production": alert_production.visit}
+#: What runs at nextVisit, for the graphs that have such a part.
+PREPARATIONS: Mapping[str, Graph] = {
+    name: graph for name, graph in {"alert_production": getattr(alert_production, "prepare", None)}.items() if graph
+}
+#: Sequence numbers of preparations: beyond those of real exposures, whose ids they must not meet.
+_FIRST_SEQUENCE, _SEQUENCES = 90_000, 10_000
+#: States that a first run need not leave alone: a visit that was cancelled may be taken all the same.
+_OPEN = ("expected", str(State.CANCELLED))
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run in flight; `detectors` are those that are to come to an end."""
+
+    visit: Visit
+    graph: str
+    detectors: tuple[int, ...]
+    handle: VisitHandle
+    group: str = ""  # of a preparation
+    began: float = 0.0
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a run: how many detectors in each state, and alerts."""
+
+    visit: Visit
+    states: Mapping[str, int]
+    n_alerts: int = 0
+    cause: str = ""
+
+
+class Runs:
+    """Starts, cancels and ends what the desk decides; of one thread.
+
+    Parameters
+    ----------
+    runner : `DaskRunner`
+    ppdb : `Ppdb`
+    config : `Config`
+    journal : `Journal`
+    detectors : sequence of `int`
+        Those that are processed, of whatever is expected.
+    post : callable
+        Called by other threads with the number and the handle of a run that
+        came to its end; `ended` is to be called with both.
+    """
+
+    def __init__(
+        self,
+        runner: DaskRunner,
+        ppdb: Ppdb,
+        config: Config,
+        journal: Journal,
+        detectors: Sequence[int],
+        post: Callable[[int, VisitHandle], None],
+    ) -> None:
+        self._runner, self._ppdb, self._config, self._journal = runner, ppdb, config, journal
+        self.detectors, self._post = tuple(detectors), post
+        self._live: dict[int, _Run] = {}
+        self._next: dict[int, Start] = {}
+        self._prepared = 0
+
+    def busy(self) -> bool:
+        """Whether anything runs, or is to run."""
+        return bool(self._live or self._next)
+
+    def prepare(self, action: Prepare) -> bool:
+        """Begin to make ready for a visit; whether its graph has such a part."""
+        graph = PREPARATIONS.get(action.graph)
+        if graph is None:
+            return False
+        self.end_preparation(action.group)
+        sequence = _FIRST_SEQUENCE + self._prepared % _SEQUENCES
+        self._prepared += 1
+        visit = dataclasses.replace(action.visit, visit=action.visit.visit // 100_000 * 100_000 + sequence)
+        self._run(graph, action.graph, visit, self.detectors, self._config, action.group)
+        return True
+
+    def end_preparation(self, group: str) -> None:
+        """Give up what is being made ready for a group."""
+        for run in self._live.values():
+            if run.group and run.group == group:
+                run.dropped = True
+                run.handle.drop()
+
+    def start(self, action: Start) -> int:
+        """Run a visit, after what runs of it has ended; gives how many detectors are left to process, -1 for later."""
+        number = action.visit.visit
+        if number in self._live:
+            self._live[number].handle.drop()
+            self._next[number] = action
+            return -1
+        return self._begin(action)
+
+    def cancel(self, visit: Visit, reason: str) -> None:
+        """End every unfinished detector of a visit as cancelled."""
+        self._next.pop(visit.visit, None)
+        if visit.visit in self._live:
+            self._live[visit.visit].handle.cancel()
+        else:
+            self.settle(visit, State.CANCELLED, reason)
+
+    def ended(self, number: int, handle: VisitHandle) -> Ended | None:
+        """A run came to its end; None where that is not the end of its visit."""
+        run = self._live.get(number)
+        if run is None or run.handle is not handle:
+            return None
+        del self._live[number]
+        following = self._next.pop(number, None)
+        if following is not None:
+            self._begin(following)
+        if following is not None or run.dropped:
+            return None
+        try:
+            outcomes: Sequence[Outcome] = handle.result(0.0)
+        except ApflowError as error:
+            if not run.group:
+                self.settle(run.visit, State.FAILED, str(error), run.detectors)
+            outcomes, cause = (), str(error)
+        else:
+            cause = ""
+        if run.group:
+            return Ended(run.visit, {"prepared": len(run.detectors)}, cause=cause)
+        states = Counter(str(o.state) for o in outcomes) or Counter({str(State.FAILED): len(run.detectors)})
+        self._journal.ended(time.time(), number, states)
+        return Ended(run.visit, states, sum(o.n_alerts for o in outcomes), cause)
+
+    def settle(self, visit: Visit, state: State, cause: str, detectors: Sequence[int] = ()) -> None:
+        """Write a terminal state for the detectors that have none."""
+        left = self._left(visit, detectors or self.detectors, again=False)
+        self._ppdb.settle([Outcome(visit.instrument, visit.visit, d, state, cause, "listen") for d in left])
+        self._journal.ended(time.time(), visit.visit, {str(state): len(left)})
+
+    def since(self, number: int) -> float:
+        """Seconds since a run began."""
+        return time.monotonic() - self._live[number].began if number in self._live else 0.0
+
+    def _begin(self, action: Start) -> int:
+        wanted = self.detectors if action.detectors is None else sorted(set(self.detectors) & set(action.detectors))
+        again = isinstance(action, Restart)
+        left = self._left(action.visit, wanted, again)
+        if not left:
+            return 0
+        self._journal.started(time.time(), action.visit, action.graph, left, again)
+        timing = self._config.timing
+        timing = dataclasses.replace(timing, image_timeout_s=timing.image_timeout_s + action.exposing_s)
+        config = dataclasses.replace(self._config, timing=timing)
+        self._run(GRAPHS[action.graph], action.graph, self._reachable(action.visit), left, config)
+        return len(left)
+
+    def _run(
+        self, graph: Graph, name: str, visit: Visit, detectors: Sequence[int], config: Config, group: str = ""
+    ) -> None:
+        handle = self._runner.start(graph, visit, list(detectors), config)
+        number = visit.visit
+        self._live[number] = _Run(visit, name, tuple(detectors), handle, group, time.monotonic())
+        threading.Thread(target=self._watch, args=(number, handle), name=f"end of {number}", daemon=True).start()
+
+    def _watch(self, number: int, handle: VisitHandle) -> None:
+        try:
+            handle.result()
+        except Exception as error:  # told again, by whoever asks the handle
+            _log.debug("visit %d: %s", number, error)
+        self._post(number, handle)
+
+    def _left(self, visit: Visit, detectors: Sequence[int], again: bool) -> list[int]:
+        """Detectors that did not come to an end; `again`: those that are not done."""
+        rows = self._ppdb.table("ledger", {"visit": [visit.visit]})
+        rows = rows[rows["instrument"] == visit.instrument]
+        states = dict(zip(rows["detector"].astype(int), rows["state"].astype(str), strict=True))
+        if again:
+            return [d for d in detectors if states.get(d) != State.DONE]
+        return [d for d in detectors if states.get(d, "expected") in _OPEN]
+
+    def _reachable(self, visit: Visit) -> Visit:
+        """A visit whose images can be waited for: by their names alone where its group was cancelled before."""
+        key = Key(Place(visit.instrument, GROUPS, visit.group), CANCELLED)
+        with open_board(self._config.butler) as board:
+            return dataclasses.replace(visit, group="") if board.get([key]) else visit

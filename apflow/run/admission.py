@@ -9,8 +9,10 @@ waiting for an image never blocks an image that is there.
 A chain whose worker died is *suspect*: it may have killed it. It is admitted
 alone to a worker, so that the next time it takes no other with it.
 
-A ready chain of an older visit may exceed the limit by one on a worker that
-holds only chains of newer visits: these may be waiting for it to be stored.
+Visits are ordered by their numbers, as they wait for each other, in whatever
+order they were started. A ready chain of an older visit may exceed the limit
+on a worker that holds only chains of newer visits: these may be waiting for it
+to be stored. A worker so holds, at most, one chain more for each visit in flight.
 For the same reason such chains do not keep a suspect, nor do suspects among
 them keep a chain, from their worker.
 """
@@ -23,9 +25,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class ChainId:
-    """A detector chain: the visit's place in the order of visits, and the detector's in the visit."""
+    """A detector chain: the visit's number, smaller for older ones, and the detector's place in the visit."""
 
-    sequence: int
+    visit: int
     index: int
 
 
@@ -96,7 +98,7 @@ class Admission:
         decided: list[Admit | Evict] = []
         self._reserved = None
         ready = (chain for chain in self._outside if chain in self._ready)
-        for chain in sorted(ready, key=lambda c: (c.sequence, c not in self._suspect)):
+        for chain in sorted(ready, key=lambda c: (c.visit, c not in self._suspect)):
             if chain in self._suspect:
                 worker = self._alone(chain, decided)
             else:
@@ -120,7 +122,7 @@ class Admission:
         """A worker without other chains but newer ones; if there is none, one is kept from others until it is."""
 
         def in_the_way(worker: str) -> set[ChainId]:
-            return {other for other in self._holders[worker] & self._ready if other.sequence <= chain.sequence}
+            return {other for other in self._holders[worker] & self._ready if other.visit <= chain.visit}
 
         free = [w for w in self._holders if not in_the_way(w) & self._suspect]
         if self._reserved is not None or not free:
@@ -159,5 +161,5 @@ class Admission:
 
     def _over_limit(self, chain: ChainId) -> str | None:
         others = {w: held for w, held in self._holders.items() if w != self._reserved}
-        newer = [w for w, held in others.items() if all(other.sequence > chain.sequence for other in held)]
+        newer = [w for w, held in others.items() if all(other.visit > chain.visit for other in held)]
         return min(newer, key=lambda w: len(self._holders[w])) if newer else None

@@ -115,7 +115,7 @@ class Chains:
         """Submit all waits."""
         for index, end in enumerate(ends):
             assert end.detector is not None
-            self.by_index[index] = chain_of(ChainId(self.tasks.sequence, index), end, calls[end.detector], self.fuse)
+            self.by_index[index] = chain_of(ChainId(self.tasks.visit, index), end, calls[end.detector], self.fuse)
         self._submit_waits([(chain, wait) for chain in self.by_index.values() for wait in chain.waits])
 
     def ask(self) -> None:

@@ -35,8 +35,8 @@ _ATTEMPTS: dict[tuple[str, int], int] = {}
 class VisitHandle:
     """A visit in flight."""
 
-    def __init__(self, visit: int, sequence: int) -> None:
-        self.visit, self.sequence = visit, sequence
+    def __init__(self, visit: int) -> None:
+        self.visit = visit
         self.run: VisitRun | None = None
         self._done = threading.Event()
         self._carried: Any = None
@@ -139,9 +139,8 @@ class DaskRunner:
         self._on_event = on_event or (lambda event: None)
         self._lock = threading.Lock()
         self._admission = Admission(chains_per_worker)
-        self._handles: dict[int, VisitHandle] = {}  # in flight, by sequence
+        self._handles: dict[int, VisitHandle] = {}  # in flight, by visit
         self._threads: list[threading.Thread] = []
-        self._sequence = itertools.count()
         self._attempts: dict[int, dict[tuple[str, str], int]] = {}
         self._ends: dict[tuple[int, int], Ended | None] = {}  # told by one side only: the worker, or the driver (None)
         self._closed = False
@@ -156,7 +155,7 @@ class DaskRunner:
     def start(self, graph: Callable[..., Any], visit: Any, detectors: Sequence[int], config: Any) -> VisitHandle:
         """Run ``graph(visit, detectors, config)``; returns at once.
 
-        Visits run concurrently; where they compete, the one started earlier goes first.
+        Visits run concurrently; where they compete, the one with the smaller number goes first: others may wait for it.
 
         Raises
         ------
@@ -167,12 +166,12 @@ class DaskRunner:
         with self._lock:
             if self._closed:
                 raise BadRequest(f"visit {number}: the runner is closed")
-            if any(handle.visit == number for handle in self._handles.values()):
+            if number in self._handles:
                 raise BadRequest(f"visit {number} is in flight already")
-            handle = VisitHandle(number, next(self._sequence))
-            tasks = Tasks(self._client, number, handle.sequence, self._topic, self._roles)
+            handle = VisitHandle(number)
+            tasks = Tasks(self._client, number, self._topic, self._roles)
             handle.run = VisitRun(self, tasks, self._limits, self._group_of)
-            self._handles[handle.sequence] = handle
+            self._handles[number] = handle
             self._attempts[number] = {}
             self._ends = {key: ended for key, ended in self._ends.items() if key[0] != number}
         thread = threading.Thread(
@@ -218,7 +217,7 @@ class DaskRunner:
             run.abandon()
         finally:
             with self._lock:
-                del self._handles[handle.sequence]
+                del self._handles[handle.visit]
                 most = max(self._attempts.pop(handle.visit).values(), default=0)
                 _ATTEMPTS[self._scheduler, handle.visit] = max(most, self._earlier(handle.visit))
             handle.run = None
@@ -308,6 +307,6 @@ class DaskRunner:
             self._post(type(decision).__name__.lower(), decision.chain, decision)
 
     def _post(self, what: str, chain: ChainId, about: Any) -> None:
-        handle = self._handles.get(chain.sequence)
+        handle = self._handles.get(chain.visit)
         if handle is not None and handle.run is not None:
             handle.run.post(what, about)

@@ -18,7 +18,7 @@ from apflow.run.worker import Call, OneStep, Slot, deliver, perform
 _PERFORM = delayed(perform, pure=False, traverse=False)
 _DELIVER = delayed(deliver, pure=False, traverse=False)
 #: Waits start before anything else: each holds its slot only until it secedes. Deliveries free chains' places.
-_FIRST = 1_000_000
+_FIRST = 10**15
 
 
 class Promise(Standin):
@@ -118,8 +118,8 @@ class Tasks:
 
     Parameters
     ----------
-    visit, sequence : `int`
-        Number of the visit, and its place in the order of visits.
+    visit : `int`
+        Number of the visit: where tasks compete, that of the smaller one goes first.
     topic : `str`
         Where ended chains are told.
     roles : set of `str`
@@ -128,7 +128,6 @@ class Tasks:
 
     client: Client
     visit: int
-    sequence: int
     topic: str
     roles: frozenset[str]
 
@@ -189,7 +188,7 @@ class Tasks:
     def delivery(self, end: Delayed, label: str) -> Delayed:
         """The task that brings the end of a chain to the gather workers."""
         key = (f"deliver-{self.visit}", label)
-        with annotate(priority=_FIRST - self.sequence, **self._role("gather", 0)):
+        with annotate(priority=_FIRST - self.visit, **self._role("gather", 0)):
             task: Delayed = _DELIVER(end, dask_key_name=key)
         return task
 
@@ -197,7 +196,7 @@ class Tasks:
         # A step's own errors are values here; a retry is for a task that could not start. A wait would wait again.
         root_wait = promise.node.waits and worker is None
         annotations: dict[str, Any] = {
-            "priority": (_FIRST if root_wait else 0) - self.sequence,
+            "priority": (_FIRST if root_wait else 0) - self.visit,
             "retries": 0 if promise.node.waits else 1,
         }
         if worker is not None:

@@ -160,6 +160,65 @@ def test_newer_suspects_do_not_keep_an_older_chain_out() -> None:
     assert admission.decide() == []
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_whoever_dies_visits_that_wait_for_each_other_come_to_their_ends(seed: int) -> None:
+    """Chains end when no older chain near them is left; workers die, with them results of chains that had ended."""
+    rng = random.Random(seed)
+    admission = Admission(rng.randint(1, 3))
+    workers = [f"w{i}" for i in range(rng.randint(1, 4))]
+    admission.set_workers(workers)
+    unstarted = [ChainId(visit, i) for visit in rng.sample(range(6), rng.randint(2, 6)) for i in range(4)]
+    alive: set[ChainId] = set()
+    ready: set[ChainId] = set()
+    held: dict[ChainId, str] = {}
+    ended: list[ChainId] = []
+
+    def begin(chain: ChainId, suspect: bool = False) -> None:
+        alive.add(chain)
+        admission.leave(chain)
+        admission.add(chain, suspect)
+        if chain in ready:
+            admission.ready(chain)
+
+    def kill(worker: str, new: str) -> None:
+        workers[workers.index(worker)] = new
+        for chain in [lost.chain for lost in admission.set_workers(workers)]:
+            del held[chain]
+            begin(chain, suspect=True)
+        for chain in [chain for chain in ended if rng.random() < 0.1]:
+            ended.remove(chain)
+            begin(chain, suspect=True)
+
+    def waits(chain: ChainId) -> bool:
+        return any(other.visit < chain.visit and abs(other.index - chain.index) <= 1 for other in alive)
+
+    for step in range(1000):
+        for decision in admission.decide():
+            if isinstance(decision, Admit):
+                held[decision.chain] = decision.worker
+            else:
+                del held[decision.chain]
+        able = [chain for chain in held if chain in ready and not waits(chain)]
+        without = sorted(alive - ready)
+        assert able or without or not alive, f"nobody can go on: {held}"
+        chance = rng.random()
+        if unstarted and (chance < 0.2 or not alive):
+            begin(unstarted.pop(0))
+        elif without and (chance < 0.5 or not able):
+            chain = rng.choice(without)
+            ready.add(chain)
+            admission.ready(chain)
+        elif chance < 0.6 and step < 500:
+            kill(rng.choice(workers), f"w{step + 10}")
+        elif able:
+            chain = rng.choice(able)
+            admission.leave(chain)
+            del held[chain]
+            alive.remove(chain)
+            ended.append(chain)
+    assert not alive and not unstarted
+
+
 def test_at_least_one_chain_a_worker() -> None:
     with pytest.raises(ValueError, match="chains_per_worker is 0"):
         Admission(0)

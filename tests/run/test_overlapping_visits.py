@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -13,10 +15,11 @@ from apflow.cluster.local import local_cluster
 from apflow.config import Config
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.deliver import deliver
+from apflow.run.on_dask import DaskRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from overlap_graph import SKY, WARM_UP, play
+from overlap_graph import SKY, WARM_UP, graph, play
 from overlap_tally import tally
 
 VISITS = range(4)
@@ -47,3 +50,23 @@ def test_overlapping_visits_make_one_object_for_one_thing_whoever_is_killed(clie
     assert killed.total() == KILLS
     assert (found.lost, found.duplicated, found.wrong) == (0, 0, 0), found.notes
     assert found.expected > 100 * len(VISITS)
+
+
+def test_a_visit_is_not_kept_out_by_later_ones_that_were_started_before_it(client: Client, config: Config) -> None:
+    """It was announced, and is run anew: all places are held by chains that wait for it to be stored."""
+    detectors = list(SKY.detectors)
+
+    def waiting(dask_scheduler: Any) -> int:
+        return sum(t.prefix.name.startswith("read_history") for t in dask_scheduler.tasks.values() if t.processing_on)
+
+    with open_ppdb(config.ppdb_url, create=True) as ppdb, DaskRunner(client, gather_after_s=0.3) as runner:
+        ppdb.openVisit(SKY.visit(0), SKY.regions(0), time.time() + 60.0)
+        later = runner.start(graph, SKY.visit(1), detectors, config)
+        end = time.monotonic() + 20.0
+        while client.run_on_scheduler(waiting) < len(detectors) and time.monotonic() < end:
+            time.sleep(0.1)
+        outcomes = [*runner.start(graph, SKY.visit(0), detectors, config).result(30), *later.result(30)]
+        deliver(ppdb, config)
+        found = tally(ppdb, config, SKY, range(2))
+    assert {outcome.state for outcome in outcomes} == {"done"}
+    assert (found.lost, found.duplicated, found.wrong) == (0, 0, 0), found.notes

@@ -20,6 +20,7 @@ from apflow.io.ppdb.parts import ROW_ID, Part, ordered
 from apflow.io.ppdb.sky_index import box_sql
 from apflow.io.ppdb.storing import execute, keys_table, query
 from apflow.io.ppdb.tables import APDB_TABLES, LAYOUT, OWN_TABLES, create_statements, select_list, stamp_statements
+from apflow.io.ppdb.together import Together
 from apflow.io.ppdb.turns import Key, Turns, from_text, to_text
 from apflow.model import schema
 from apflow.model.ledger import Outcome
@@ -44,6 +45,7 @@ class Engine:
 
     def __init__(self, path: Path, create: bool) -> None:
         self._lock = threading.RLock()
+        self._together = Together(self._lock, self._histories)
         self._turns = Turns()
         try:
             # One thread: the owner shares its cores with workers, and batches are small.
@@ -153,8 +155,13 @@ class Engine:
 
     def histories(
         self, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
-    ) -> dict[str, Part]:
+    ) -> Mapping[str, Part]:
         """See `Ppdb.getHistory`."""
+        return self._together.histories(wanted, margin_arcsec, radius_arcsec, days)
+
+    def _histories(
+        self, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
+    ) -> Mapping[str, Part]:
         with self._reading() as con:
             return reading.history(con, wanted, margin_arcsec, radius_arcsec, days)
 

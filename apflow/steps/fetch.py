@@ -55,6 +55,7 @@ def fetch_template(plan: Plan, detector: int, config: Config) -> Template:
 def await_science_images(visit: Visit, detector: int, config: Config) -> Snaps:
     """Block until the images are received and registered, or time out (DMTN-092 section 4).
 
+    Images that are not what was announced raise `~apflow.errors.Misannounced`.
     Gives paths, not pixels, so that a detector that waits holds no memory.
     """
     return await_images(
@@ -65,4 +66,7 @@ def await_science_images(visit: Visit, detector: int, config: Config) -> Snaps:
         nsnaps=visit.nsnaps,
         timeout_s=config.timing.image_timeout_s,
         images=visit.images,
+        announced=visit,
+        pointing_tolerance_deg=config.invocation.pointing_tolerance_deg,
+        angle_tolerance_deg=config.invocation.angle_tolerance_deg,
     )

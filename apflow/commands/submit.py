@@ -83,7 +83,7 @@ def send(
     Exit codes: 0 no detector failed, 1 one did or its image did not come, 2 bad request, 69 the batch system is
     not there.
 
-    Example: apflow submit MC_O_20261122_000001 --butler replay/butler --detectors R22_S11 --system slurm
+    Example: apflow submit MC_O_20250420_000001 --butler replay/butler --detectors R22_S11 --system slurm
     """
     from apflow.operate import batch
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from apflow.errors import BadRequest
 from apflow.model.camera import load_camera
+from apflow.model.ids import parse_image_name
 from apflow.operate.batch.submission import RECORD, Limits, Submission, VisitArguments, alone, load
 from apflow.operate.batch.system import BatchSystem, Phase, open_system
 from apflow.operate.batch.track import TaskReport, died, look, read_ledger, report
@@ -57,6 +58,10 @@ def plan(
     open_system(system)
     config = repository_config(butler)
     camera = load_camera(config.camera, config.size)
+    for image in arguments.images:
+        if not image.startswith(camera.image_prefix) or parse_image_name(image).detector is not None:
+            form = f"{camera.image_prefix}_YYYYMMDD_NNNNNN"
+            raise BadRequest(f"image {image!r} is not accepted for {camera.instrument}: {form}")
     chosen = tuple((number, camera.detector(number).name) for number in camera.select(detectors))
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in arguments.group)
     return Submission(

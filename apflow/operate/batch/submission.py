@@ -66,7 +66,7 @@ class VisitArguments:
         ):
             if not (math.isfinite(value) and low <= value <= high):
                 raise BadRequest(f"{name} {value} is out of range: {low:g} to {high:g}")
-        if len(self.images) > 2:
+        if len(self.images) > 2 or len(set(self.images)) < len(self.images):
             raise BadRequest(f"images {' '.join(self.images)} are not accepted: one, or the two snaps of a visit")
         if self.images and self.exposure_time_s is None:
             raise BadRequest("no exposure time is known; give --exptime")

@@ -11,7 +11,12 @@ from apflow.model.ids import day_obs_of, image_name
 from apflow.model.visit import Visit
 
 #: Dataset types that detectors write, with the extension of their files.
-OUTPUTS = {"difference_image": "fits", "dia_source_detector": "parquet", "ap_metrics": "json"}
+OUTPUTS = {
+    "difference_image": "fits",
+    "dia_source_detector": "parquet",
+    "ap_metrics": "json",
+    "ap_provenance": "json",
+}
 
 
 def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int, run: str) -> str:

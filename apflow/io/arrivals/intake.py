@@ -34,8 +34,8 @@ class Refused:
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file is one of those that are taken, by its name."""
-    return name.endswith((*_RAWS, _SIDECARS))
+    """Whether a file is one of those that are taken, by its name; movies of guiders are not."""
+    return name.endswith((*_RAWS, _SIDECARS)) and not name.endswith("_guider.fits")
 
 
 class Intake:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astropy.time import Time
-from lsst.daf.butler import Butler, Timespan
+from lsst.daf.butler import Butler, DataCoordinate, DatasetIdGenEnum, DatasetRef, FileDataset, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from apflow.errors import ApflowError, BadRequest, DataError
@@ -17,7 +17,7 @@ from apflow.io.arrivals.announce import arrived, told
 from apflow.io.arrivals.board import Key, Message
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
-from apflow.io.butler.ingest import ingest, references
+from apflow.io.butler.ingest import references
 from apflow.io.butler.instruments import VISIT_SYSTEM
 from apflow.io.fits import info_of
 from apflow.io.hdu import read_headers
@@ -29,6 +29,8 @@ from apflow.model.sighting import Sighting
 if TYPE_CHECKING:
     from apflow.io.butler.repository import Repository
 
+#: Exposures whose raws may still be coming.
+_EXPOSURES = 50
 #: As the Butler's dimension has it.
 _LONGEST_GROUP = 64
 _SKY = ("OBJECT", "SCIENCE", "ACQ", "CWFS")
@@ -184,21 +186,54 @@ def _name(file: Path) -> ImageName | None:
 
 def _register(repository: Repository, raws: Sequence[tuple[Path, Path, ImageInfo]]) -> set[Path]:
     """Put files in their places and register them; returns those (relative to the root) that were there before."""
-    butler, instrument = repository.butler, repository.instrument
-    run = paths.raw_run(instrument)
-    data_ids = {
-        path: {"instrument": instrument, "exposure": info.exposure, "detector": info.detector} for path, _, info in raws
-    }
-    refs = references(butler, run, [(path, "raw", data_id) for path, data_id in data_ids.items()])
-    stored = butler.stored_many([ref for _, ref in refs]) if refs else {}
-    known = {path for path, ref in refs if stored[ref]}
+    butler, run = repository.butler, paths.raw_run(repository.instrument)
+    known = _known(repository, [(path, info) for path, _, info in raws if (repository.root / path).exists()])
     new = [(path, source, info) for path, source, info in raws if path not in known]
+    if not new:
+        return known
     for path, source, _ in new:
         _place(source, repository.root / path)
     with butler.transaction():
-        register_exposures(butler, repository.camera, [info for _, _, info in new])
-        ingest(butler, run, [(repository.root / path, "raw", data_ids[path]) for path, _, _ in new])
+        exposures = dict(repository.exposures)
+        register_exposures(butler, repository.camera, [i for _, _, i in new if i.exposure not in exposures])
+        for exposure in {info.exposure for _, _, info in new} - exposures.keys():
+            exposures[exposure] = butler.registry.expandDataId(instrument=repository.instrument, exposure=exposure)
+        raw = butler.get_dataset_type("raw")
+        datasets = []
+        for path, _, info in new:
+            data_id = _expanded(repository, exposures[info.exposure], info.detector)
+            ref = DatasetRef(raw, data_id, run=run, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN)
+            datasets.append(FileDataset(path=str(repository.root / path), refs=[ref]))
+        butler.ingest(*datasets, transfer=None, record_validation_info=False, skip_existing=True)
+    # The oldest first: a dict keeps its order.
+    repository.exposures = dict(list(exposures.items())[-_EXPOSURES:])
     return known
+
+
+def _known(repository: Repository, raws: Sequence[tuple[Path, ImageInfo]]) -> set[Path]:
+    """Those of some files in their places that are registered too."""
+    if not raws:
+        return set()
+    instrument = repository.instrument
+    data_ids = [
+        (path, "raw", {"instrument": instrument, "exposure": info.exposure, "detector": info.detector})
+        for path, info in raws
+    ]
+    refs = references(repository.butler, paths.raw_run(instrument), data_ids)
+    stored = repository.butler.stored_many([ref for _, ref in refs])
+    return {path for path, ref in refs if stored[ref]}
+
+
+def _expanded(repository: Repository, exposure: DataCoordinate, detector: int) -> DataCoordinate:
+    """The data id of a raw with all its records, so that the Butler asks for none of them."""
+    universe = repository.butler.dimensions
+    records = {name: exposure.records[name] for name in exposure.dimensions.elements}
+    records["detector"] = repository.detectors[detector]
+    key = {"instrument": repository.instrument, "exposure": exposure["exposure"], "detector": detector}
+    full = dict(exposure.mapping) | key
+    return DataCoordinate.standardize(full, dimensions=universe.conform(["exposure", "detector"])).expanded(
+        records=records
+    )
 
 
 def _place(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from apflow.model.visit import Visit
 
 if TYPE_CHECKING:
     import pandas as pd
-    from lsst.daf.butler import Butler
+    from lsst.daf.butler import Butler, DataCoordinate, DimensionRecord
 
     from apflow.io.butler.raws import Ingested
 
@@ -72,6 +72,8 @@ class Repository:
         self.instrument = self.camera.instrument
         self._identity = _identity(self.root)
         self.butler = Butler.from_config(str(self.root), writeable=writeable)
+        #: Data ids of exposures that are registered, with their records: asked for once, not for each raw.
+        self.exposures: dict[int, DataCoordinate] = {}
         #: Where this thread puts up what has arrived.
         self.board: Board = open_board(self.root)
         # Those of `open` are dropped with their thread: the connections must not outlive them.
@@ -193,6 +195,12 @@ class Repository:
         )
         for visit in visits - {record.id for record in known}:
             raise BadRequest(f"visit {visit} is not registered; it is when its first raw image is")
+
+    @functools.cached_property
+    def detectors(self) -> dict[int, DimensionRecord]:
+        """Records of the camera's detectors by id."""
+        records = self.butler.query_dimension_records("detector", instrument=self.instrument, limit=None)
+        return {record.id: record for record in records}
 
     def skymap(self) -> SkyMap | None:
         """The skymap of the templates; None while there are none."""

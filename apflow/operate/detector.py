@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
+from collections.abc import Sequence
 
 import pandas as pd
 
-from apflow.errors import BadRequest
+from apflow.config import Config
+from apflow.errors import BadRequest, DataError, ImageTimeout
 from apflow.graphs import alert_production
 from apflow.io.arrivals import await_named_images
 from apflow.io.fits import read_info
@@ -21,39 +24,52 @@ from apflow.model.visit import Visit
 from apflow.operate.recover import recover
 from apflow.operate.repository import repository_config
 from apflow.run import EagerRunner
+from apflow.steps.fetch import await_science_images
 
 #: Announced and actual boresight may differ by this before it is reported, arcsec.
 _POINTING_TOLERANCE = 60.0
+#: And exposure times by this part of the announced one: the shutter takes a little more or less.
+_EXPOSURE_TOLERANCE = 0.05
 
 
-def process_detector(
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The arguments of DMTN-092 section 2.1, checked.
+
+    Attributes
+    ----------
+    camera : `Camera`
+    detector : `Detector`
+    visit : `Visit`
+        As announced: rotation and group are those of the header, which is not there yet.
+    config : `Config`
+    """
+
+    camera: Camera
+    detector: Detector
+    visit: Visit
+    config: Config
+
+
+def check_request(
     ccd: str,
     ra_deg: float,
     dec_deg: float,
     exposure_time_s: float,
     physical_filter: str,
     butler: str,
-    images: tuple[str, ...],
+    images: Sequence[str],
     *,
     ppdb: str = "",
     alerts: str = "",
     timeout_s: float = 120.0,
-) -> Outcome:
-    """Run the graph of alert production for one CCD, here and now.
-
-    The arguments are those of DMTN-092 section 2.1. They do not say how the
-    camera is rotated, so the image is awaited first and the rotation, like
-    everything else, taken from its header.
-
-    Returns
-    -------
-    outcome : `Outcome`
-        How the detector-visit ended; one that was done before is left as it is.
+) -> Request:
+    """Check the arguments of one CCD; a filter that is empty or ``none`` is that of the header.
 
     Raises
     ------
     BadRequest
-        An argument is not acceptable.
+        One is not acceptable; the message names it and what is.
     """
     if not timeout_s >= 0:
         raise BadRequest(f"timeout {timeout_s} s is not accepted: 0 or more")
@@ -61,7 +77,8 @@ def process_detector(
     camera = load_camera(config.camera, config.size)
     detector = camera.detector(ccd)
     exposures = _exposures(images, camera, detector)
-    announced = camera.filter(physical_filter) if physical_filter else None
+    given = physical_filter if physical_filter.lower() != "none" else ""
+    announced = camera.filter(given) if given else None
     visit = Visit(
         instrument=camera.instrument,
         visit=exposures[0],
@@ -74,15 +91,70 @@ def process_detector(
         exposure_time_s=exposure_time_s,
         images=tuple(ids.image_name(exposure, camera.image_prefix) for exposure in exposures),
     )
-    with open_ppdb(config.ppdb_url, create=True) as database:
-        for outcome in outcomes_of(database):
-            if (outcome.visit, outcome.detector, outcome.state) == (visit.visit, detector.id, State.DONE):
-                # Again would only leave the same alerts in the archive twice; a run that was killed may owe the rest.
-                return recover(database, [visit], [outcome], config)[0]
-        path = await_named_images(config.butler, camera.instrument, visit.images, detector.id, timeout_s)
-        visit = _with_header(visit, read_info(path))
-        outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [detector.id], config)
+    return Request(camera, detector, visit, config)
+
+
+def process_detector(request: Request) -> Outcome:
+    """Run the graph of alert production for one CCD, here and now.
+
+    The arguments do not say how the camera is rotated, so the image is awaited
+    first and the rotation, like everything else, taken from its header.
+
+    Returns
+    -------
+    outcome : `Outcome`
+        How the detector-visit ended; one that was done before is left as it is.
+
+    Raises
+    ------
+    ImageTimeout, DataError
+        No image came in time, or none that can be read; the ledger says so, too.
+    """
+    with open_ppdb(request.config.ppdb_url, create=True) as database:
+        if (before := done_before(database, request)) is not None:
+            return before
+        visit, config = await_visit(database, request)
+        outcomes: tuple[Outcome, ...] = EagerRunner().run(alert_production.visit, visit, [request.detector.id], config)
     return outcomes[0]
+
+
+def done_before(database: Ppdb, request: Request) -> Outcome | None:
+    """The outcome of a detector-visit that is done already; what an end of its process left over is seen to."""
+    for outcome in outcomes_of(database):
+        if (outcome.visit, outcome.detector, outcome.state) == (request.visit.visit, request.detector.id, State.DONE):
+            # Again would only leave the same alerts in the archive twice; a run that was killed may owe the rest.
+            return recover(database, [request.visit], [outcome], request.config)[0]
+    return None
+
+
+def await_visit(database: Ppdb, request: Request) -> tuple[Visit, Config]:
+    """Wait for the first image of a visit.
+
+    Returns
+    -------
+    visit : `Visit`
+        With what the header tells.
+    config : `Config`
+        With the time that is left to wait for another snap.
+
+    Raises
+    ------
+    ImageTimeout, DataError
+        No image came in time, or none that can be read; the ledger says so, too.
+    """
+    visit, config, detector = request.visit, request.config, request.detector.id
+    deadline = time.monotonic() + config.timing.image_timeout_s
+    try:
+        path = await_named_images(
+            config.butler, visit.instrument, visit.images, detector, config.timing.image_timeout_s
+        )
+        visit = _with_header(visit, read_info(path))
+    except (ImageTimeout, DataError) as error:
+        step = await_science_images.name
+        database.settle([Outcome(visit.instrument, visit.visit, detector, State(error.state), str(error), step)])
+        raise
+    left_s = max(0.0, deadline - time.monotonic())
+    return visit, dataclasses.replace(config, timing=dataclasses.replace(config.timing, image_timeout_s=left_s))
 
 
 def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
@@ -111,8 +183,8 @@ def _time(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _exposures(images: tuple[str, ...], camera: Camera, detector: Detector) -> list[int]:
-    """Exposure ids of image names, which must be of this camera, of this detector if of any, and differ."""
+def _exposures(images: Sequence[str], camera: Camera, detector: Detector) -> list[int]:
+    """Exposure ids of image names in order; names must be of this camera, of this detector if of any, and differ."""
     form = f"{camera.image_prefix}_YYYYMMDD_NNNNNN"
     exposures = []
     for name in images:
@@ -124,21 +196,18 @@ def _exposures(images: tuple[str, ...], camera: Camera, detector: Detector) -> l
         exposures.append(parts.exposure)
     if len(set(exposures)) != len(images) or not 1 <= len(images) <= 2:
         raise BadRequest(f"images {' '.join(images)} are not accepted: one, or the two snaps of a visit")
-    return exposures
+    return sorted(exposures)
 
 
 def _with_header(visit: Visit, info: ImageInfo) -> Visit:
-    """The visit with what only the header knows; where the two disagree, the header is right and it is said."""
+    """The visit with what the header tells; where it was announced otherwise, the header is right and it is said."""
     offset = float(separation_arcsec(visit.ra_deg, visit.dec_deg, info.ra_deg, info.dec_deg))
     if offset > _POINTING_TOLERANCE:
-        print(
-            f"warning: the header's boresight is {offset:.0f} arcsec from the announced one; the header's is used",
-            file=sys.stderr,
-        )
+        _warn(f"the header's boresight is {offset:.0f} arcsec from the announced one")
     if visit.physical_filter and visit.physical_filter != info.physical_filter:
-        raise BadRequest(
-            f"filter {visit.physical_filter!r} was given; the image was taken with {info.physical_filter!r}"
-        )
+        _warn(f"the header's filter is {info.physical_filter!r}, announced was {visit.physical_filter!r}")
+    if abs(info.exposure_time_s - visit.exposure_time_s) > _EXPOSURE_TOLERANCE * visit.exposure_time_s:
+        _warn(f"the header's exposure time is {info.exposure_time_s:g} s, announced were {visit.exposure_time_s:g} s")
     return dataclasses.replace(
         visit,
         group=info.group,
@@ -149,3 +218,7 @@ def _with_header(visit: Visit, info: ImageInfo) -> Visit:
         band=info.band,
         exposure_time_s=info.exposure_time_s,
     )
+
+
+def _warn(what: str) -> None:
+    print(f"warning: {what}; the header's is used", file=sys.stderr)

@@ -63,6 +63,11 @@ def send(
     image: Annotated[
         list[str] | None, typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")
     ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="How long a job waits for its images; default: 120.")
+    ] = None,
+    ppdb: Annotated[str, typer.Option(help="URL of the PPDB; default: the repository's.")] = "",
+    alerts: Annotated[str, typer.Option(help="Where alerts go, as for `apflow detector`.")] = "",
     throttle: Annotated[int, typer.Option(min=0, metavar="K", help="Jobs that run at one time; 0 for no limit.")] = 0,
     memory: Annotated[int, typer.Option(min=1, metavar="MB", help="Memory of each job.")] = 4096,
     minutes: Annotated[int, typer.Option(min=1, metavar="N", help="Time limit of each job.")] = 15,
@@ -70,6 +75,12 @@ def send(
     folder: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the submission, which all nodes see; default: in the repository."),
+    ] = None,
+    command: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SCRIPT", help="What each job runs instead of visit.sh, with its arguments: a site's own set-up."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the jobs to their end.")] = True,
     as_json: _Json = False,
@@ -91,7 +102,18 @@ def send(
         raise BadRequest("no Butler repository is given; give --butler")
     arguments = _arguments(visit, butler, start, ra, dec, physical_filter, exptime, tuple(image or ()))
     limits = batch.Limits(throttle=throttle, memory_mb=memory, minutes=minutes, partition=partition)
-    planned = batch.plan(arguments, butler, detectors, system, folder=folder, limits=limits)
+    planned = batch.plan(
+        arguments,
+        butler,
+        detectors,
+        system,
+        folder=folder,
+        limits=limits,
+        timeout_s=timeout,
+        ppdb=ppdb,
+        alerts=alerts,
+        command=command,
+    )
     door = batch.open_system(system)
     sent = batch.submit(planned, door)
     jobs = ", ".join(attempt.job for attempt in sent.attempts)

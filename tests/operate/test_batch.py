@@ -90,14 +90,22 @@ def test_arguments_are_those_of_the_events():
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path):
     made = Submission(
-        tmp_path / "s", "slurm", "/b", VisitArguments("g", 1.5, -2.25), ((94, "R22_S11"),), "/c", ("--x",), Limits(3)
+        tmp_path / "s",
+        "slurm",
+        "/b",
+        VisitArguments("g", 1.5, -2.25),
+        ((94, "R22_S11"),),
+        "/c",
+        ("--x",),
+        "duckdb:///p",
+        Limits(3),
     ).next_attempt((0,))
     made.save()
     assert load(made.folder) == made
     assert not (made.folder / "manifest.tsv").exists()
     told = VisitArguments("g", 1.5, -2.25, "", 30.0, ("MC_O_20261122_000007",))
     made.completed(told).save()
-    words = ["R22_S11", "1.5", "-2.25", "none", "30.0", "/b", "MC_O_20261122_000007", "--x"]
+    words = ["R22_S11", "1.5", "-2.25", "none", "30.0", "/b", "MC_O_20261122_000007", "--ppdb", "duckdb:///p", "--x"]
     assert (made.folder / "manifest.tsv").read_text() == "\t".join(words) + "\n"
 
 

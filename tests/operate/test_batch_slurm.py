@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from apflow.operate.batch import (
 )
 from apflow.operate.batch.slurm import Slurm
 from apflow.operate.services.slurm import SlurmCluster
+from tests.operate.command import apflow
 
 IMAGE = "MC_O_20261122_000001"
 #: A job that runs until it is told that it may end.
@@ -226,3 +228,26 @@ def test_a_cluster_that_is_not_there(planned: Callable[..., Submission], slurm: 
     with pytest.raises(ServiceError, match="cannot reach the batch system"):
         submit(plan, nowhere)
     assert end(Slurm(slurm.environment), submit(plan, Slurm(slurm.environment)).folder)[0].state is State.DONE
+
+
+def test_from_next_visit_to_start_integration_by_the_command(slurm: SlurmCluster, repository: Path, tmp_path: Path):
+    """The same command twice; the second time it has the event that names the images, and follows the jobs."""
+    group, snaps = "2026-11-23T02:11:33.123", ["MC_O_20261122_000007", "MC_O_20261122_000008"]
+    announced = {"groupId": group, "coordinateSystem": 2, "position": [150.1, -2.25], "rotationSystem": 2}
+    announced |= {"cameraAngle": 25.0, "filters": "r_57", "nimages": 2, "instrument": "LSSTCam"}
+    (tmp_path / "next.json").write_text(json.dumps(announced))
+    (tmp_path / "start.json").write_text(json.dumps({"imageName": snaps[0], "exposureTime": 15.0}))
+    (tmp_path / "command.sh").write_text('echo "$@"; [[ $1 != R22_S11 ]] || exit 20\n')
+    words = ["submit", str(tmp_path / "next.json"), "--butler", str(repository), "--detectors", "R22", "--memory", "99"]
+    words += ["--command", str(tmp_path / "command.sh"), "--timeout", "30"]
+    early = apflow(*words, "--no-wait", environment=slurm.environment)
+    assert early.returncode == 0, early.stderr
+    folder = repository / "batch" / group.replace(":", "-")
+    assert not (folder / "manifest.tsv").exists()
+    ended = apflow(*words, "--start", str(tmp_path / "start.json"), environment=slurm.environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "R22_S11  no_template   FAILED, exit 20" in ended.stdout
+    printed = (folder / "logs" / "0.1.log").read_text()
+    assert printed == f"R22_S00 150.1 -2.25 r_57 15.0 {repository} {' '.join(snaps)} --timeout 30\n"
+    gone = apflow("submit", "cancel", str(folder), environment=slurm.environment)
+    assert gone.returncode == 0 and f"cancelled what was left of {folder}" in gone.stdout

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from apflow.errors import ServiceError
 from apflow.operate.batch.submission import Attempt, Submission
-from apflow.operate.batch.system import Phase, TaskState, run
+from apflow.operate.batch.system import Phase, TaskState, job_environment, run
 
 _UNREACHABLE = re.compile(
     r"can't find address|failed to connect|unable to connect|timed out|failed to fetch ads|communication|"
@@ -115,4 +115,4 @@ def _ads(command: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _condor(command: Sequence[str]) -> str:
-    return run(command, lambda said: _UNREACHABLE.search(said) is not None)
+    return run(command, lambda said: _UNREACHABLE.search(said) is not None, job_environment())

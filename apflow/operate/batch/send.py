@@ -30,7 +30,9 @@ def plan(
     *,
     folder: Path | None = None,
     limits: Limits | None = None,
-    options: Sequence[str] = (),
+    timeout_s: float | None = None,
+    ppdb: str = "",
+    alerts: str = "",
     command: Path | None = None,
     images_wait_s: int = 300,
 ) -> Submission:
@@ -47,8 +49,12 @@ def plan(
         ``slurm`` or ``htcondor``.
     folder : `pathlib.Path`, optional
         Default: in the repository, by the visit's group.
-    limits, options, command, images_wait_s
+    limits, command, images_wait_s
         See `Submission`; the default command is ``visit.sh``.
+    timeout_s : `float`, optional
+        How long a job waits for its images; default: the command's.
+    ppdb, alerts : `str`, optional
+        URLs; default: the repository's.
 
     Raises
     ------
@@ -56,13 +62,18 @@ def plan(
         An argument is not acceptable.
     """
     open_system(system)
-    config = repository_config(butler)
+    config = repository_config(butler, ppdb, alerts)
     camera = load_camera(config.camera, config.size)
     for image in arguments.images:
         if not image.startswith(camera.image_prefix) or parse_image_name(image).detector is not None:
             form = f"{camera.image_prefix}_YYYYMMDD_NNNNNN"
             raise BadRequest(f"image {image!r} is not accepted for {camera.instrument}: {form}")
     chosen = tuple((number, camera.detector(number).name) for number in camera.select(detectors))
+    script = Path(str(command or resources.files("apflow.cluster") / "visit.sh")).absolute()
+    if not script.is_file():
+        raise BadRequest(f"command {script} is not there; accepted: a script on a file system that all nodes share")
+    timeout = () if timeout_s is None else ("--timeout", f"{timeout_s:g}")
+    sent_to = ("--alerts", alerts) if alerts else ()
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in arguments.group)
     return Submission(
         folder=(folder or Path(config.butler) / "batch" / name).absolute(),
@@ -70,8 +81,9 @@ def plan(
         butler=config.butler,
         arguments=arguments,
         detectors=chosen,
-        command=str(command or resources.files("apflow.cluster") / "visit.sh"),
-        options=tuple(options),
+        command=str(script),
+        options=(*timeout, *sent_to),
+        ppdb=ppdb,
         limits=limits or Limits(),
         images_wait_s=images_wait_s,
     )
@@ -136,7 +148,7 @@ def refresh(folder: Path, system: BatchSystem, *, resubmit: bool = False) -> tup
             reports = report(_send(submission, system), told, {})
     if all(one.phase is Phase.ENDED for one in reports):
         # Only now: whoever opens an embedded PPDB while jobs come and go is in their way.
-        return report(submission, told, read_ledger(submission, repository_config(submission.butler)))
+        return report(submission, told, read_ledger(submission, repository_config(submission.butler, submission.ppdb)))
     return reports
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,7 +9,7 @@ from typing import ClassVar
 
 from apflow.errors import BadRequest
 from apflow.operate.batch.submission import Attempt, Submission
-from apflow.operate.batch.system import Phase, TaskState, expand, ranges, run
+from apflow.operate.batch.system import Phase, TaskState, expand, job_environment, ranges, run
 
 _UNREACHABLE = re.compile(
     r"unable to contact|could not establish a configuration|timed out|connection|communication|slurm backup|"
@@ -30,14 +29,14 @@ class Slurm:
     Parameters
     ----------
     environment : mapping, optional
-        Of SLURM's commands, and of the jobs; default: this process's.
+        What SLURM's commands, and the jobs, get beside and before this process's.
     """
 
     name: ClassVar[str] = "slurm"
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         # Without this, long lists of tasks are cut short.
-        self._environment = {**(os.environ if environment is None else environment), "SLURM_BITSTR_LEN": "0"}
+        self._environment = {**job_environment(), **(environment or {}), "SLURM_BITSTR_LEN": "0"}
 
     def submit(self, submission: Submission, attempt: Attempt) -> str:
         """One job array, each task one detector.

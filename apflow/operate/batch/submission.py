@@ -132,6 +132,8 @@ class Submission:
         Path of the script that each task runs.
     options : `tuple` [`str`, ...]
         Words that follow the command's arguments.
+    ppdb : `str`
+        URL of the PPDB; empty for the repository's.
     limits : `Limits`
     images_wait_s : `float`
         How long a task waits for the names of the images.
@@ -145,6 +147,7 @@ class Submission:
     detectors: tuple[tuple[int, str], ...]
     command: str
     options: tuple[str, ...] = ()
+    ppdb: str = ""
     limits: Limits = dataclasses.field(default_factory=Limits)
     images_wait_s: int = 300
     attempts: tuple[Attempt, ...] = ()
@@ -152,15 +155,16 @@ class Submission:
     def __post_init__(self) -> None:
         if not self.detectors:
             raise BadRequest("no detector is given; accepted: science, all, or a list of rafts, names and ids")
-        for word in (self.butler, *self.options):
-            if not word or any(c in word for c in "\t\r\n"):
-                raise BadRequest(f"argument {word!r} is not accepted: not empty, without tabs and line ends")
+        for word in (self.butler, self.ppdb, *self.options):
+            if any(c in word for c in "\t\r\n"):
+                raise BadRequest(f"argument {word!r} is not accepted: without tabs and line ends")
 
     def line(self, index: int) -> list[str]:
         """Words of the command of one task: CCD RA DEC FILTER|none EXPTIME BUTLER IMAGE [IMAGE2] [option...]."""
         of = self.arguments
         shared = [repr(of.ra_deg), repr(of.dec_deg), of.physical_filter or "none", repr(of.exposure_time_s)]
-        return [self.detectors[index][1], *shared, self.butler, *of.images, *self.options]
+        ppdb = ("--ppdb", self.ppdb) if self.ppdb else ()
+        return [self.detectors[index][1], *shared, self.butler, *of.images, *ppdb, *self.options]
 
     def next_attempt(self, indices: tuple[int, ...]) -> Submission:
         """The same with one attempt more, not sent yet."""
@@ -251,6 +255,7 @@ def _submission(folder: Path, tree: Mapping[str, Any]) -> Submission:
         detectors=tuple((number, name) for number, name in tree["detectors"]),
         command=tree["command"],
         options=tuple(tree["options"]),
+        ppdb=tree["ppdb"],
         limits=Limits(**tree["limits"]),
         images_wait_s=tree["images_wait_s"],
         attempts=tuple(Attempt(**a | {"indices": tuple(a["indices"])}) for a in tree["attempts"]),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from apflow.errors import BadRequest, ServiceError
@@ -71,9 +74,12 @@ class BatchSystem(Protocol):
         """End all tasks of a job."""
 
 
-def run(
-    command: Sequence[str], unreachable: Callable[[str], bool], environment: Mapping[str, str] | None = None
-) -> str:
+def job_environment() -> dict[str, str]:
+    """Environment of this process, with what ``visit.sh`` needs to find this installation on another machine."""
+    return {"APFLOW_BIN": str(Path(sys.executable).parent), **os.environ}
+
+
+def run(command: Sequence[str], unreachable: Callable[[str], bool], environment: Mapping[str, str]) -> str:
     """Run a command of a batch system and return what it prints.
 
     Parameters
@@ -81,8 +87,8 @@ def run(
     command : sequence of `str`
     unreachable : callable
         Whether what it says on failure means that the system can't be reached now.
-    environment : mapping, optional
-        Default: that of this process.
+    environment : mapping
+        Which the jobs get too.
 
     Raises
     ------
@@ -92,7 +98,7 @@ def run(
         The system refuses.
     """
     program = command[0]
-    if shutil.which(program, path=environment.get("PATH") if environment else None) is None:
+    if shutil.which(program, path=environment.get("PATH")) is None:
         raise ServiceError(f"{program} is not on the PATH: is this a machine from which jobs are submitted?")
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)

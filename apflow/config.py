@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from apflow.errors import BadRequest
 
@@ -102,6 +102,14 @@ class Kafka:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What is kept of calibs, templates and reference stars, so that the next visit need not fetch them."""
+
+    memory_mib: float = 64.0  # in each worker's memory, decoded; 0: nothing. A full CCD needs 500
+    fast_mib: float = 50_000.0  # in the repository's fast store, on each machine; 0: nothing new
+
+
+@dataclass(frozen=True)
 class Invocation:
     """How visits are announced (DMTN-092 section 2), and what is made of it."""
 
@@ -114,10 +122,6 @@ class Invocation:
     next_visit_topic: str = "lsst.sal.ScriptQueue.logevent_nextVisit"
     cancel_topic: str = "lsst.sal.ScriptQueue.logevent_nextVisitCanceled"
     integration_topic: str = ""  # empty: lsst.sal.MTCamera.logevent_startIntegration, or CCCamera's for LSSTComCam
-
-
-#: Tables of the configuration that decide what comes out.
-_PROCESSING = ("calibrate", "subtract", "detect", "associate", "packets")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Config:
         ``file:///path`` of the alert archive; empty for alerts/ in the Butler's root.
     """
 
+    #: Tables that decide what comes out.
+    PROCESSING: ClassVar = ("calibrate", "subtract", "detect", "associate", "packets")
+
     camera: str = "lsstcam"
     size: int | None = None
     butler: str = ""
@@ -151,6 +158,7 @@ class Config:
     packets: Alerts = field(default_factory=Alerts)
     kafka: Kafka = field(default_factory=Kafka)
     invocation: Invocation = field(default_factory=Invocation)
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def processing_id(self) -> str:
@@ -158,7 +166,7 @@ class Config:
 
         Where things are, and how long anybody waits for them, does not count.
         """
-        what = {name: dataclasses.asdict(getattr(self, name)) for name in _PROCESSING}
+        what = {name: dataclasses.asdict(getattr(self, name)) for name in self.PROCESSING}
         text = json.dumps({"camera": Path(self.camera).name, "size": self.size, **what}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from apflow.config import Config
 from apflow.graph import gathers
 from apflow.model.ledger import Outcome
-from apflow.model.products import DetectorResult, Plan
+from apflow.model.products import DetectorResult, Plan, Preparation
 from apflow.model.visit import Visit
 from apflow.steps.associate import associate, force_photometry, read_history
 from apflow.steps.batches import archive_packets, publish_alerts, register_outputs, write_ppdb
@@ -20,6 +20,7 @@ from apflow.steps.calibrate import calibrate, remove_signature
 from apflow.steps.difference import detect_and_measure, match_template, subtract
 from apflow.steps.fetch import await_science_images, fetch_calibs, fetch_template
 from apflow.steps.package import package_alerts
+from apflow.steps.prepare import gather_prepared, preparation_report, prepare_detector, prepare_inputs
 from apflow.steps.visits import detector_region, open_visit, visit_report
 
 
@@ -57,6 +58,16 @@ def visit(visit: Visit, detectors: Sequence[int], config: Config) -> tuple[Outco
         outcomes.append(publish_alerts(stored, config))
         registered.append(register_outputs(batch, plan, config))
     return visit_report(visit, detectors, outcomes, registered, config)
+
+
+def prepare(visit: Visit, detectors: Sequence[int], config: Config) -> Preparation:
+    """What happens at nextVisit, before anybody knows the exposure: the workers get what `detector` fetches first.
+
+    The number of `visit` tells its night alone, and differs from those of all visits in flight.
+    """
+    plan = prepare_inputs(visit, detectors, config)
+    ready = [prepare_detector(plan, d, config) for d in detectors]
+    return preparation_report(visit, [gather_prepared(batch) for batch in gathers(ready)])
 
 
 _detector = detector  # inside `visit` and `detector` their parameters bear the same names

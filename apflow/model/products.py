@@ -42,6 +42,7 @@ class Inputs:
     skymap: str = ""  # name of the skymap of the templates
     ss_objects: str | None = None  # predicted positions of Solar System objects
     refs: tuple[InputRef, ...] = ()  # the datasets that these files are
+    copies: Mapping[str, str] = field(default_factory=dict)  # by path: that of its copy in the fast store, made or not
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,31 @@ class Plan:
     visit: Visit
     run: str  # Butler RUN collection of the outputs
     inputs: Mapping[int, Inputs]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A detector whose inputs a worker has at hand; `counts` says where they came from."""
+
+    detector: int
+    seconds: float
+    core_s: float
+    counts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What became of a preparation: detectors that are ready, and the causes of those that are not.
+
+    `seconds`, `core_s` and `counts` are sums over the detectors that are ready.
+    """
+
+    group: str
+    detectors: tuple[int, ...]
+    causes: Mapping[int, str]
+    seconds: float
+    core_s: float
+    counts: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from apflow.config import Config
 from apflow.errors import NoCalib, NoTemplate
 from apflow.graph import node
 from apflow.io.arrivals import await_images
 from apflow.io.fits import read_exposure, read_image
+from apflow.io.input_cache import InputReader
 from apflow.model.products import Calibs, Plan, Snaps, Template
 from apflow.model.region import Region
 from apflow.model.skymap import SkyMap
@@ -24,9 +26,13 @@ def fetch_calibs(plan: Plan, detector: int, region: Region, config: Config) -> C
     missing = [kind for kind, path in paths.items() if path is None]
     if missing:
         raise NoCalib(f"no {', '.join(missing)} of detector {detector} is valid for visit {plan.visit.visit}")
-    planes = {kind: read_image(path) for kind, path in paths.items() if path is not None}
+    reader = InputReader(inputs, config.inputs, plan.visit.visit, detector)
+    readers = {"defects": _read_defects}
+    planes = {
+        kind: reader.read(path, readers.get(kind, read_image)) for kind, path in paths.items() if path is not None
+    }
     columns = ["ra", "dec", "mag"]
-    shards = [pd.read_parquet(path) for path in inputs.reference]
+    shards = [reader.read(path, _read_stars) for path in inputs.reference]
     stars = pd.concat(shards, ignore_index=True) if shards else pd.DataFrame({c: np.zeros(0) for c in columns})
     band = plan.visit.band
     if "band" in stars:
@@ -36,7 +42,7 @@ def fetch_calibs(plan: Plan, detector: int, region: Region, config: Config) -> C
         bias=planes["bias"],
         dark=planes["dark"],
         flat=planes["flat"],
-        defects=planes["defects"].astype(bool),
+        defects=planes["defects"],
         reference=stars.loc[near, columns].reset_index(drop=True),
     )
 
@@ -48,7 +54,17 @@ def fetch_template(plan: Plan, detector: int, config: Config) -> Template:
     if not inputs.templates:
         raise NoTemplate(f"no template in band {plan.visit.band!r} overlaps detector {detector}")
     skymap = SkyMap.from_name(inputs.skymap)
-    return Template(tuple((skymap.cell(tract, patch), read_exposure(path)) for tract, patch, path in inputs.templates))
+    reader = InputReader(inputs, config.inputs, plan.visit.visit, detector)
+    cells = [(skymap.cell(tract, patch), reader.read(path, read_exposure)) for tract, patch, path in inputs.templates]
+    return Template(tuple(cells))
+
+
+def _read_defects(path: str) -> NDArray[np.bool_]:
+    return read_image(path).astype(bool)
+
+
+def _read_stars(path: str) -> pd.DataFrame:
+    return pd.read_parquet(path)
 
 
 @node(waits=True)

@@ -15,8 +15,10 @@ from apflow.io.alerts.packets import build_packets
 from apflow.io.butler import output_path
 from apflow.io.butler.paths import OUTPUTS
 from apflow.io.fits import write_exposure
+from apflow.io.input_cache import READ_UNITS, take_counts
 from apflow.io.metrics import write_bundle
 from apflow.io.ppdb import open_ppdb
+from apflow.io.provenance import keywords, provenance, write_provenance
 from apflow.io.tables import write_table
 from apflow.model.exposure import Exposure
 from apflow.model.ids import day_obs_of
@@ -60,6 +62,7 @@ METRIC_UNITS: Mapping[str, str] = {
     "n_ss_sources": "ct",
     "n_forced": "ct",
     "n_alerts_trimmed": "ct",
+    **READ_UNITS,
 }
 
 
@@ -81,6 +84,7 @@ def package_alerts(
     stamps = _stamps(associated.sources, difference, science, config)
     packets = packets_of(associated, history, forced, stamps, config)
     metrics = {**science.summary, **difference.exposure.summary, "n_snaps_missing": float(len(snaps.missing))}
+    metrics |= take_counts(visit.visit, info.detector)
     metrics |= association_metrics(associated, history, forced, packets)
     paths = {name: output_path(config.butler, name, visit, info.detector, plan.run) for name in OUTPUTS}
     result = DetectorResult(
@@ -101,7 +105,9 @@ def package_alerts(
         ss_sources=associated.ss_sources,
         ss_objects=history.ss_objects,
     )
-    write_exposure(paths["difference_image"], difference.exposure)
+    record = provenance(plan, info.detector, snaps, config)
+    write_provenance(paths["ap_provenance"], record)
+    write_exposure(paths["difference_image"], difference.exposure, keywords(record))
     write_catalogues(result)
     return result
 

@@ -30,6 +30,14 @@ def open_visit(visit: Visit, detectors: Sequence[int], config: Config) -> Plan:
     regions = {d: detector_region(visit, d, config) for d in detectors}
     timing = config.timing
     open_ppdb(config.ppdb_url).openVisit(visit, regions, time.time() + timing.image_timeout_s + timing.order_timeout_s)
+    return resolve_inputs(visit, detectors, config)
+
+
+def resolve_inputs(visit: Visit, detectors: Sequence[int], config: Config) -> Plan:
+    """The inputs of all detectors, by the registry."""
+    camera = load_camera(config.camera, config.size)
+    if visit.physical_filter:
+        camera.filter(visit.physical_filter)
     inputs = Repository.open(config.butler).find_inputs(visit, detectors, camera)
     return Plan(visit, output_run(visit, config), inputs)
 

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apflow.config import Config, to_toml
+from apflow.config import Config, Inputs, to_toml
 from apflow.errors import BadRequest
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
@@ -37,7 +37,12 @@ SETTINGS = "apflow.toml"
 
 
 def create_repository(
-    root: str | Path, camera: str, size: int | None = None, registry: str = "", namespace: str = ""
+    root: str | Path,
+    camera: str,
+    size: int | None = None,
+    registry: str = "",
+    namespace: str = "",
+    fast: str | Path = "",
 ) -> None:
     """Make a Butler repository with a camera's instrument, detectors, filters and dataset types.
 
@@ -56,6 +61,9 @@ def create_repository(
     namespace : `str`
         Schema in that database, for more than one repository in it; empty for
         the user's default.
+    fast : `str` or `pathlib.Path`
+        Folder of a fast Datastore before the main one, on a local disk or in
+        memory, for copies of calibs and templates; empty for none.
 
     Raises
     ------
@@ -77,12 +85,17 @@ def create_repository(
     if camera not in camera_names():
         stored = "./camera.yaml"
         shutil.copyfile(camera, root / stored)
-    _make(root, loaded, {"db": registry} | ({"namespace": namespace} if namespace else {}) if registry else {})
+    _make(root, loaded, {"db": registry} | ({"namespace": namespace} if namespace else {}) if registry else {}, fast)
     if board is not None:
         with board:
             board.create()
     with atomic(root / SETTINGS) as file:
-        file.write(to_toml(Config(camera=stored, size=size, butler=".")).encode())
+        file.write(to_toml(Config(camera=stored, size=size, butler=".", inputs=_kept(size))).encode())
+
+
+def _kept(size: int | None) -> Inputs:
+    """Memory for the inputs of two full CCDs, one a chain of a worker, or of at least four cut-outs."""
+    return Inputs() if size else Inputs(memory_mib=1024.0)
 
 
 def _board(registry: str, namespace: str) -> DatabaseBoard | None:
@@ -99,15 +112,18 @@ def _board(registry: str, namespace: str) -> DatabaseBoard | None:
     return board
 
 
-def _make(root: Path, camera: Camera, registry: Mapping[str, str]) -> None:
+def _make(root: Path, camera: Camera, registry: Mapping[str, str], fast: str | Path) -> None:
     from lsst.daf.butler import Butler, Config, DatasetType
     from lsst.daf.butler.registry import CollectionType  # type: ignore[attr-defined]
 
+    from apflow.io.butler.fast import put_before
     from apflow.io.butler.instruments import register_camera
 
     config = Config.fromString(resources.files(__package__).joinpath("seed.yaml").read_text())
     for key, value in registry.items():
         config["registry", key] = value
+    if fast:
+        put_before(config, fast)
     Butler.makeRepo(str(root), config=config, forceConfigRoot=False)
     with Butler.from_config(str(root), writeable=True) as butler:
         register_camera(butler.registry, camera)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from astropy.time import Time
 from lsst.daf.butler import DatasetRef, MissingDatasetTypeError
+from lsst.daf.butler.datastore import DatasetRefURIs, Datastore
+from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 
 from apflow.io.butler import paths
 from apflow.io.butler.ingest import CALIBS, HTM
@@ -50,17 +51,15 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
     shards = {d: _shards(region) for d, region in regions.items()}
     reference = _reference(repository, {s for of in shards.values() for s in of})
     moving = _ss_objects(repository, visit.group)
-    local = _local_paths(
-        repository,
-        [*templates.values(), *reference.values(), *moving.values(), *(r for k in calibs.values() for r in k.values())],
-    )
+    fast = [*templates.values(), *reference.values(), *(ref for kind in calibs.values() for ref in kind.values())]
+    local, copies = _local_paths(repository, [*fast, *moving.values()]), _copies(repository, fast)
     found: dict[int, Inputs] = {}
     for d in detectors:
         one = {kind: calibs[kind][d] for kind in CALIBS if d in calibs[kind]}
         of_cells = [(t, p, templates[t, p]) for t, p in cells[d] if (t, p) in templates]
         stars = [reference[s] for s in shards[d] if s in reference]
         predicted = [moving[d]] if d in moving else []
-        refs = itertools.chain(one.values(), (ref for *_, ref in of_cells), stars, predicted)
+        refs = [*one.values(), *(ref for *_, ref in of_cells), *stars, *predicted]
         found[d] = Inputs(
             **{kind: local[one[kind].id] if kind in one else None for kind in CALIBS},
             templates=tuple((t, p, local[ref.id]) for t, p, ref in of_cells),
@@ -68,6 +67,7 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
             skymap=skymap,
             ss_objects=local[moving[d].id] if d in moving else None,
             refs=tuple(InputRef(ref.datasetType.name, ref.run, str(ref.id)) for ref in refs),
+            copies={local[ref.id]: copies[ref.id] for ref in refs if ref.id in copies},
         )
     return found
 
@@ -155,6 +155,21 @@ def _ss_objects(repository: Repository, group: str) -> dict[int, DatasetRef]:
 
 
 def _local_paths(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
-    """Paths by dataset id: one query for all, where `Butler.getURI` asks once a dataset."""
-    uris = repository.butler._datastore.getManyURIs(refs)
+    """Paths in the main Datastore by dataset id: one query for all, where `Butler.getURI` asks once a dataset."""
+    return _paths(_datastores(repository)[-1].getManyURIs(refs))
+
+
+def _copies(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
+    """Paths in the fast Datastore, where there is one, by dataset id: nothing is asked of it."""
+    *fast, _ = _datastores(repository)
+    return _paths(fast[0].getManyURIs(refs, predict=True)) if fast else {}
+
+
+def _datastores(repository: Repository) -> Sequence[Datastore]:
+    """The Datastores that hold files, the main one last."""
+    whole = repository.butler._datastore
+    return whole.datastores if isinstance(whole, ChainedDatastore) else [whole]
+
+
+def _paths(uris: Mapping[DatasetRef, DatasetRefURIs]) -> dict[Any, str]:
     return {ref.id: of.primaryURI.ospath for ref, of in uris.items() if of.primaryURI is not None}

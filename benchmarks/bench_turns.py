@@ -8,11 +8,14 @@ of each visit is missing, and others wait for it until its deadline, up to `orde
 that `open_visit` sets is 165 s after the images, ``given_up_s``; 45 s is measured beside it.
 
 Time runs faster, by the factor that each line gives as ``speed``; seconds are given as if it did not. What the
-database and this machine need for a request does not run faster: the figures are upper bounds. Three processes
-stand for the workers. Each night runs once more without waiting, and the difference is the cost: of a visit from its
-images to its last stored raft, and of CPU (milliseconds a detector-visit, not scaled).
+database and this machine need for a request does not run faster: the figures are upper bounds. With ``--real-time``
+it does not, and the nights of a cadence run side by side.
 
-Prints one JSON object a line. `python benchmarks/bench_turns.py [--json] [--backend NAME ...] [--cadence S ...]`.
+Three processes stand for the workers. Each night runs once more without waiting, and the difference is the cost: of a
+visit from its images to its last stored raft, and of CPU (milliseconds a detector-visit, not scaled).
+
+Prints one JSON object a line.
+`python benchmarks/bench_turns.py [--json] [--backend NAME ...] [--cadence S ...] [--real-time]`.
 """
 
 from __future__ import annotations
@@ -256,11 +259,17 @@ def night_on(backend: str, night: Night) -> Cost:
 
 def compare(backend: str, night: Night) -> None:
     """Nights without waiting, with it, and with it while an image of each visit is missing, two ways."""
-    free = night_on(backend, dataclasses.replace(night, waits=False))
-    for missing, given_up_s in ((False, night.given_up_s), (True, night.given_up_s), (True, TIMING.order_timeout_s)):
-        cost = night_on(backend, dataclasses.replace(night, missing=missing, given_up_s=given_up_s))
-        shape = {"backend": backend, "cadence_s": night.cadence_s, "visits": night.visits, "speed": night.speed}
-        tell(cost, free, shape | {"missing_images": int(missing), "given_up_s": given_up_s})
+    nights = [
+        dataclasses.replace(night, waits=False),
+        night,
+        dataclasses.replace(night, missing=True),
+        dataclasses.replace(night, missing=True, given_up_s=TIMING.order_timeout_s),
+    ]
+    with ThreadPoolExecutor(len(nights) if night.speed == 1.0 else 1) as pool:
+        free, *costs = pool.map(lambda one: night_on(backend, one), nights)
+    for one, cost in zip(nights[1:], costs, strict=True):
+        shape = {"backend": backend, "cadence_s": one.cadence_s, "visits": one.visits, "speed": one.speed}
+        tell(cost, free, shape | {"missing_images": int(one.missing), "given_up_s": one.given_up_s})
 
 
 def tell(cost: Cost, free: Cost, shape: dict[str, Any]) -> None:
@@ -310,10 +319,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="nothing but JSON lines, which is what it prints anyway")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--cadence", nargs="+", type=float, choices=list(NIGHTS), default=list(NIGHTS))
+    parser.add_argument("--real-time", action="store_true", help="time does not run faster: minutes a cadence")
     options = parser.parse_args()
     for backend in options.backend:
         for cadence in options.cadence:
-            compare(backend, Night(cadence, *NIGHTS[cadence]))
+            visits, speed = NIGHTS[cadence]
+            compare(backend, Night(cadence, visits, 1.0 if options.real_time else speed))
 
 
 if __name__ == "__main__":

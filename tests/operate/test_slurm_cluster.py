@@ -72,6 +72,12 @@ def test_nothing_is_written_outside_its_folder(slurm: SlurmCluster):
     assert {path for path in written if slurm.folder not in path.parents} == set()
 
 
+def test_only_this_machine_is_listened_to(slurm: SlurmCluster):
+    sockets = [one for process in processes(str(slurm.folder)) for one in process.net_connections()]
+    listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests here ran as an ordinary user")
 def test_an_ordinary_user_has_one_too(tmp_path: Path):
     """What a cluster of root's left, handed over to nobody, who starts it by hand."""

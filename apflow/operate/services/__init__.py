@@ -1,7 +1,7 @@
-"""Private servers for tests, benchmarks and developers: PostgreSQL, Kafka, a schema registry.
+"""Private servers for tests, benchmarks and developers: PostgreSQL, Kafka, a schema registry, SLURM.
 
-Each runs from a folder of its own as an ordinary user and listens on this
-machine alone; nothing of the system is touched. The binaries are Debian's
+Each runs from a folder of its own as an ordinary user (but for SLURM where root
+starts it) and listens on this machine alone; nothing of the system is touched. The binaries are Debian's
 (`cluster/services/install.sh`), the Java archives Maven Central's
 (`cluster/services/pom.xml`).
 """
@@ -9,5 +9,6 @@ machine alone; nothing of the system is touched. The binaries are Debian's
 from apflow.operate.services.kafka import KafkaBroker
 from apflow.operate.services.postgres import PostgresServer
 from apflow.operate.services.registry import SchemaRegistry
+from apflow.operate.services.slurm import SlurmCluster
 
-__all__ = ["KafkaBroker", "PostgresServer", "SchemaRegistry"]
+__all__ = ["KafkaBroker", "PostgresServer", "SchemaRegistry", "SlurmCluster"]

@@ -38,6 +38,17 @@ except ModuleNotFoundError as error:
 
 #: What the graph's `read_history` asks for (`apflow.config.Associate`).
 READ = {"margin_arcsec": 20.0, "radius_arcsec": 1.0, "days": 365.0}
+LIMITS = {
+    "read": "COPY BINARY of the same rows by one connection, bytes thrown away",
+    "write": "COPY BINARY of the same rows, bytes made before; those of DiaObjectLast into an empty table like it",
+}
+#: What association needs of a visit's history.
+FEW = {
+    "DiaObject": "diaObjectId validityStartMjdTai ra dec raErr decErr ra_dec_Cov nDiaSources",
+    "DiaSource": "diaSourceId diaObjectId visit detector midpointMjdTai band ra dec raErr decErr ra_dec_Cov "
+    "psfFlux psfFluxErr scienceFlux scienceFluxErr snr reliability ssObjectId",
+    "DiaForcedSource": "diaForcedSourceId diaObjectId visit detector midpointMjdTai band psfFlux psfFluxErr",
+}
 PEAK = 212  # DiaSources a detector: 40,000 a visit
 
 
@@ -215,12 +226,30 @@ def postgres(rows: int, repeat: int, with_peer: bool) -> None:
                     f"visit_{name}_over_bare_copy",
                     value / limit[name],
                     "",
-                    limit="COPY BINARY of the same rows, bytes thrown away or made before",
+                    limit=LIMITS[name],
                     limit_value=round(limit[name], 3),
                     ratio=round(limit[name] / value, 3),
                 )
+            fewer_columns(ours, repeat, server)
             peak(ppdb)
         compare(us, None if peer_ is None else measure_peer(peer_, field, repeat))
+
+
+def fewer_columns(ours: Ours, repeat: int, server: PostgresServer) -> None:
+    """A focal plane's history with the columns of `FEW` only, as Arrow tables."""
+    ids = ", ".join(str(i) for d in DETECTORS for i in ours.field.object_ids(d).tolist())
+    clock = Clock(server)
+    for _ in range(repeat):
+        with clock():
+            rows = 0
+            for name, columns in FEW.items():
+                listed = ", ".join(f'"{c}"' for c in columns.split())
+                rows += ours.ppdb.select(
+                    f'SELECT {listed} FROM "{name}" WHERE "diaObjectId" IN ({ids})'
+                    + (f' AND "validityStartMjdTai" > {mjd_of(HISTORY - 1) - 1.0}' if name == "DiaObject" else "")
+                ).num_rows
+    wall, cpu, theirs = clock.medians()
+    say("visit_read_fewer_columns", wall, "s", rows=rows, client_cpu_s=cpu, server_cpu_s=theirs, through="Ppdb.select")
 
 
 def peak(ppdb: Ppdb) -> None:

@@ -86,17 +86,23 @@ def _copy_away(server: psycopg.Connection[Any], name: str, ids: np.ndarray) -> N
 
 
 def _copy_back(server: psycopg.Connection[Any], field: Field, k: int) -> float:
-    """Rows of a visit into the very tables, one transaction."""
+    """Rows of a visit into the very tables, one transaction.
+
+    Those of DiaObjectLast are there already: they go to an empty table that is made like it.
+    """
+    server.execute('DROP TABLE IF EXISTS bare_last; CREATE TABLE bare_last (LIKE "DiaObjectLast" INCLUDING ALL)')
+    server.commit()
+    objects = to_arrow(field.objects(k), "DiaObject")
     ready = []
-    for name, frame in (
-        ("DiaObject", field.objects(k)),
-        ("DiaSource", field.sources(k)),
-        ("DiaForcedSource", field.forced(k)),
+    for name, target, rows in (
+        ("DiaObject", "DiaObject", objects),
+        ("DiaObjectLast", "bare_last", objects.select(list(ddl.types("DiaObjectLast")))),
+        ("DiaSource", "DiaSource", to_arrow(field.sources(k), "DiaSource")),
+        ("DiaForcedSource", "DiaForcedSource", to_arrow(field.forced(k), "DiaForcedSource")),
     ):
-        rows = to_arrow(frame, name)
         data = encode(rows, [ddl.types(name)[c] for c in rows.column_names])
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
-        ready.append((statement.format(sql.Identifier(name), columns_sql(rows.column_names)), data))
+        ready.append((statement.format(sql.Identifier(target), columns_sql(rows.column_names)), data))
     start = time.perf_counter()
     for statement_, data in ready:
         with server.cursor().copy(statement_) as copy:

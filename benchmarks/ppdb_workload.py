@@ -50,8 +50,8 @@ class Field:
     @property
     def boresight(self) -> tuple[float, float]:
         """(ra, dec), degrees."""
-        row, column = divmod(self.number, 60)
-        return 6.0 * column % 360.0, -60.0 + 5.0 * row
+        row, column = divmod(self.number, 30)
+        return 12.0 * column, -60.0 + 5.0 * row  # 6 degrees apart on the sky: a focal plane is 3.5 across
 
     @functools.cached_property
     def regions(self) -> Mapping[int, Region]:

@@ -14,6 +14,7 @@ import pytest
 from apflow.errors import ApflowError, BadRequest, DataError, ServiceError
 from apflow.io.ppdb.postgres import ddl, partitions
 from apflow.io.ppdb.postgres.connect import connect, display, errors, retrying
+from apflow.io.ppdb.postgres.pool import LOOK_UP, Connection, Pool
 from apflow.operate.services import PostgresServer
 
 
@@ -255,3 +256,39 @@ def test_retrying_gives_up_at_the_deadline_and_on_other_errors_at_once() -> None
     with pytest.raises(DataError):
         retrying(wrong, 5.0)
     assert calls == 1
+
+
+def test_helpers_see_what_the_connection_sees_and_are_not_waited_for(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    pool = Pool(url, 1.0)
+
+    def count(connection: Connection) -> Any:
+        return connection.execute("SELECT count(*) FROM seen").fetchall()
+
+    with connect(url, autocommit=True) as other:
+        other.execute("CREATE TABLE seen AS SELECT 1 AS n")
+        with pool.connection() as connection:
+            connection.execute(LOOK_UP)
+            assert count(connection) == [(1,)]
+            other.execute("INSERT INTO seen VALUES (2)")
+            with pool.helpers(connection, 3) as helpers:
+                assert [count(h) for h in helpers] == [[(1,)]] * 3
+                with pool.helpers(connection, 99) as rest:
+                    # Eight in all, of which four are in use.
+                    assert len(rest) == 4
+                    with pool.helpers(connection, 1) as none:
+                        assert none == []
+            connection.commit()
+        with pytest.raises(DataError):
+            _fail_with_a_helper(pool)
+        with pool.connection() as connection, pool.helpers(connection, 0) as none:
+            assert none == []
+            assert count(connection) == [(2,)]
+    pool.close()
+
+
+def _fail_with_a_helper(pool: Pool) -> None:
+    with pool.connection() as connection:
+        connection.execute(LOOK_UP)
+        with pool.helpers(connection, 1) as [helper]:
+            helper.execute("SELECT 1 / 0")

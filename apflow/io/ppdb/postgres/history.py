@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from apflow.io.ppdb.drp import DRP_MARGIN_ARCSEC
 from apflow.io.ppdb.interface import Wanted
 from apflow.io.ppdb.parts import I8, ROW_ID, history_order, ids_near
 from apflow.io.ppdb.postgres.packed import Packed, array_text, packed_sql, rows_of
-from apflow.io.ppdb.postgres.pool import Connection
+from apflow.io.ppdb.postgres.pool import Connection, Pool
 from apflow.io.ppdb.postgres.sky import region_ranges
 from apflow.io.ppdb.sky_index import members
 from apflow.model.products import History
@@ -25,6 +26,8 @@ from apflow.model.products import History
 #: DiaSources of detectors that one statement reads together: what the caches of a processor hold goes through them
 #: once, as bytes and as columns. As many as the current objects tell of.
 _TOGETHER = 2_000
+#: Connections that read at once: more, and they would take the server from others.
+_ABREAST = 4
 #: DiaSources of one detector that one statement reads, a tenth of what a value can hold.
 _MOST = 80_000
 
@@ -69,14 +72,14 @@ class _Frames:
 
 
 def histories(
-    con: Connection, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
+    con: Connection, pool: Pool, wanted: Sequence[Wanted], margin_arcsec: float, radius_arcsec: float, days: float
 ) -> list[History]:
-    """See `Ppdb.getHistory`; within the transaction that `con` has open."""
+    """See `Ppdb.getHistory`; within the `LOOK_UP` that `con` has open, with more connections of its pool for many."""
     wide = [w.region.grown(DRP_MARGIN_ARCSEC) for w in wanted]
     ranges = [array_text(column) for column in region_ranges(wide).T]
     last, drp = rows_of(con, _SKY, [*ranges, *ranges])
     pieces = _pieces(last, wanted, margin_arcsec, radius_arcsec)
-    frames = _read(con, [piece for of_one in pieces for piece in of_one], days)
+    frames = _read(con, pool, [piece for of_one in pieces for piece in of_one], days)
     joined = [_joined(list(itertools.islice(frames, len(of_one)))) for of_one in pieces]
     objects = _inside(drp, wide)
     return [History(f.objects, f.sources, f.forced, d) for f, d in zip(joined, objects, strict=True)]
@@ -111,16 +114,26 @@ def _pieces(last: Packed, wanted: Sequence[Wanted], margin_arcsec: float, radius
     return pieces
 
 
-def _read(con: Connection, pieces: Sequence[_Piece], days: float) -> Iterator[_Frames]:
-    """The frames of each piece; while the server works on some, those before are made into frames."""
+def _read(con: Connection, pool: Pool, pieces: Sequence[_Piece], days: float) -> Iterator[_Frames]:
+    """The frames of each piece; several server processes work at once while those before are made into frames."""
     together = list(_batched(pieces))
     if len(together) == 1:
-        yield from _frames(_ask(con, pieces, days), pieces, days)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        made = [pool.submit(_frames, _ask(con, some, days), some, days) for some in together]
-    for future in made:
-        yield from future.result()
+        return iter(_frames(_ask(con, pieces, days), pieces, days))
+    with pool.helpers(con, min(len(together), _ABREAST) - 1) as helpers:
+        free = SimpleQueue[Connection]()
+        for one in (con, *helpers):
+            free.put(one)
+
+        def read(some: list[_Piece]) -> list[_Frames]:
+            asking = free.get()
+            try:
+                rows = _ask(asking, some, days)
+            finally:
+                free.put(asking)
+            return _frames(rows, some, days)
+
+        with ThreadPoolExecutor(len(helpers) + 2) as threads:
+            return itertools.chain.from_iterable(list(threads.map(read, together)))
 
 
 def _batched(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:

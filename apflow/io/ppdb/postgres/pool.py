@@ -16,8 +16,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: Connections that a process has at once; more threads than that take turns.
 _MOST = 8
-#: Connections that are kept open while nobody uses them: a worker has two threads at work.
-_IDLE = 2
+#: Connections that are kept open while nobody uses them: a worker has two threads at work, one that reads a whole
+#: visit has four connections.
+_IDLE = 4
 #: A transaction that writes must see what others committed before it took its locks. A client that stops in the
 #: middle, or a lock that is not given, ends it: nobody waits for ever.
 WRITE = (
@@ -70,21 +71,45 @@ class Pool:
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
         """A connection in autocommit mode; what was left open when the block fails is rolled back."""
-        with self._slots, errors():
-            closings, connection = self._closings, self._take()
-            try:
-                yield connection
-            except (ApflowError, psycopg.Error):
-                with contextlib.suppress(psycopg.Error):
-                    connection.rollback()
-                if connection.closed:
-                    self.close()  # the others have met the same end
-                self._give_back(connection, closings)
-                raise
-            except BaseException:
-                connection.close()  # in the midst of whatever it was
-                raise
+        with self._slots, errors(), self._borrowed() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[Connection]:
+        """A connection, by one who has a slot."""
+        closings, connection = self._closings, self._take()
+        try:
+            yield connection
+        except (ApflowError, psycopg.Error):
+            with contextlib.suppress(psycopg.Error):
+                connection.rollback()
+            if connection.closed:
+                self.close()  # the others have met the same end
             self._give_back(connection, closings)
+            raise
+        except BaseException:
+            connection.close()  # in the midst of whatever it was
+            raise
+        self._give_back(connection, closings)
+
+    @contextlib.contextmanager
+    def helpers(self, connection: Connection, most: int) -> Iterator[list[Connection]]:
+        """More connections that see what the `LOOK_UP` of a connection sees: `most`, or fewer where others are at work.
+
+        They are not waited for: threads that each held one and waited for more would wait for ever.
+        """
+        with contextlib.ExitStack() as stack:
+            found: list[Connection] = []
+            while len(found) < most and self._slots.acquire(blocking=False):
+                stack.callback(self._slots.release)
+                found.append(stack.enter_context(self._borrowed()))
+            if found:
+                [(snapshot,)] = connection.execute("SELECT pg_export_snapshot()").fetchall()
+                for helper in found:
+                    helper.execute(f"{LOOK_UP}; SET TRANSACTION SNAPSHOT '{snapshot}'")
+            yield found
+            for helper in found:
+                helper.commit()
 
     def _take(self) -> Connection:
         while self._idle:

@@ -114,7 +114,7 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         if not wanted:
             return []
-        return self._look_up(histories, wanted, margin_arcsec, radius_arcsec, days)
+        return self._look_up(histories, self._shared.pool, wanted, margin_arcsec, radius_arcsec, days)
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""

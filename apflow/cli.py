@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, ppdb, services, submit
+from apflow.commands import alerts, explain, listen, ppdb, services, submit
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -45,6 +45,8 @@ app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
+app.command()(explain.explain)
+app.command()(listen.listen)
 
 
 def _version(wanted: bool) -> None:
@@ -189,11 +191,15 @@ def init(
         ),
     ] = "",
     namespace: Annotated[str, typer.Option(help="Schema in that database; default: the user's.")] = "",
+    fast: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="Folder, local or in memory, that keeps copies of calibs and templates."),
+    ] = "",
 ) -> None:
     """Make a Butler repository with the camera's instrument, detectors, filters and dataset types."""
     from apflow.io.butler import create_repository
 
-    create_repository(directory, camera, parse_size(size), registry, namespace)
+    create_repository(directory, camera, parse_size(size), registry, namespace, fast)
     typer.echo(f"made a Butler repository for {camera} in {directory}")
 
 
@@ -214,7 +220,7 @@ def detector(
     butler: Annotated[str, typer.Option(help="Butler repository.")],
     image: Annotated[list[str], typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")],
     physical_filter: Annotated[
-        str, typer.Option("--filter", help="Physical filter or band; default: the header's.")
+        str, typer.Option("--filter", help="Physical filter or band; none: the header's.")
     ] = "",
     ppdb: Annotated[str, _Ppdb] = "",
     alerts: Annotated[str, _Alerts] = "",
@@ -232,11 +238,12 @@ def detector(
     Example: apflow detector R22_S11 --ra 150.1 --dec 2.2 --exptime 30 --butler replay/butler
     --image MC_O_20261122_000001
     """
-    from apflow.operate.detector import process_detector
+    from apflow.operate.detector import check_request, process_detector
 
-    outcome = process_detector(
-        ccd, ra, dec, exptime, physical_filter, butler, tuple(image), ppdb=ppdb, alerts=alerts, timeout_s=timeout
+    request = check_request(
+        ccd, ra, dec, exptime, physical_filter, butler, image, ppdb=ppdb, alerts=alerts, timeout_s=timeout
     )
+    outcome = process_detector(request)
     line = f"visit {outcome.visit} detector {outcome.detector}: {outcome.state}"
     if outcome.state is State.DONE:
         typer.echo(f"{line}, {outcome.n_sources} DiaSources, {outcome.n_alerts} alerts")
@@ -269,16 +276,18 @@ def graph_show() -> None:
     typer.echo(alert_production_markdown())
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(arguments: Sequence[str] | None = None, command: Callable[..., object] = app) -> NoReturn:
     """Run the command; what goes wrong is one line and an exit code, a traceback only where it is a defect.
 
     Parameters
     ----------
     arguments : sequence of `str`, optional
         Default: those that the process was given.
+    command : callable, optional
+        Another command that is to end in the same ways.
     """
     try:
-        code = app(arguments, standalone_mode=False)
+        code = command(arguments, standalone_mode=False)
     except typer.TyperException as error:
         _fail(_usage(error), EXIT_BAD_REQUEST)
     except BadRequest as error:

@@ -30,7 +30,7 @@ from apflow.io.ppdb import open_ppdb
 from apflow.model.ids import day_obs_of, source_id
 from apflow.model.ledger import Outcome, State
 from apflow.model.sky import separation_arcsec
-from apflow.operate.detector import process_detector
+from apflow.operate.detector import check_request, process_detector
 from apflow.operate.picture import alert_production_markdown
 from apflow.operate.prepare import simulation_pool
 from apflow.simulate.player import Trouble
@@ -215,9 +215,8 @@ def test_the_same_seed_gives_the_same_products_here_and_on_dask(
     with open_ppdb(field.config.ppdb_url, create=True), Ingestor(field.config.butler, field.player.landing):
         land(field, visit)
         for d in reversed(scenario.detectors):
-            outcome = process_detector(
-                *(str(d), visit.ra_deg, visit.dec_deg, 30.0, "r", str(field.root), visit.images), timeout_s=20.0
-            )
+            arguments = (str(d), visit.ra_deg, visit.dec_deg, 30.0, "r", str(field.root), visit.images)
+            outcome = process_detector(check_request(*arguments, timeout_s=20.0))
             assert outcome.state is State.DONE
         again = products(field)
         archived = {a["diaSourceId"]: a for a in read_night(field.config.alerts_url, day_obs_of(visit.visit))}

@@ -66,9 +66,9 @@ def counts(root: Path) -> tuple[int, int, int]:
 
 def test_a_new_raw_is_processed_and_a_second_time_changes_nothing(field: Field):
     visit = field.visits[0]
-    first = command(field, 1, dataclasses.replace(visit, ra_deg=151.0), "--filter", "r")
+    first = command(field, 1, visit, "--filter", "none")
     assert first.returncode == 0, first.stderr
-    assert "warning: the header's boresight is 2748 arcsec from the announced one" in first.stderr
+    assert not first.stderr
     assert f"visit {visit.visit} detector 1: done, " in first.stdout
     after = counts(field.root)
     assert after[0] == after[1] == after[2] > 0
@@ -94,6 +94,9 @@ def test_an_image_that_does_not_come(field: Field):
     ended = command(field, 2, field.visits[0], "--timeout", "1")
     assert ended.returncode == 75
     assert field.visits[0].images[0] in ended.stderr and "detector 2" in ended.stderr and "1 s" in ended.stderr
+    with open_ppdb(field.config.ppdb_url) as ppdb:
+        ledger = ppdb.ledger()
+    assert list(ledger.loc[ledger["detector"] == 2, "state"]) == ["image_timeout"]
 
 
 @pytest.mark.parametrize(("detector", "told"), [(0, "truncated"), (5, "")])
@@ -103,11 +106,17 @@ def test_an_image_that_cannot_be_used(field: Field, detector: int, told: str):
     assert told in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_another_filter_than_the_headers_is_refused(field: Field):
+def test_what_the_header_tells_otherwise_is_said_and_used(field: Field):
+    """Boresight, filter and exposure time of the image count (DMTN-092 section 2.1), not those announced."""
     visit = field.visits[1]
-    wrong = command(field, 1, visit, "--filter", "g")
-    assert wrong.returncode == 2
-    assert "'g_01'" in wrong.stderr and "'r_03'" in wrong.stderr
+    wrong = dataclasses.replace(visit, ra_deg=151.0, exposure_time_s=15.0)
+    ended = command(field, 1, wrong, "--filter", "g")
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: the header's boresight is 2748 arcsec from the announced one" in ended.stderr
+    assert "warning: the header's filter is 'r_03', announced was 'g_01'" in ended.stderr
+    assert "warning: the header's exposure time is 30 s, announced were 15 s" in ended.stderr
+    stored = field.table("DiaSource")
+    assert set(stored.loc[stored["visit"] == visit.visit, "band"]) == {"r"}
 
 
 def test_no_template_there(field: Field, tmp_path: Path):

@@ -129,12 +129,7 @@ def ccds(folder: Path, detectors: int) -> None:
     facts = {"detectors": detectors, "done": done, "size": SIZE, "at_one_time": CORES}
     say("batch_visit_ended", ended, "s", **facts)
     say("batch_cpu_per_ccd", statistics.median(cpu), "s", **facts, what="visit.sh, a process a CCD")
-    say(
-        "batch_between_jobs_of_a_slot",
-        1e3 * between(reports),
-        "ms",
-        what="SLURM's own: a job's end to the next's start",
-    )
+    say("batch_slot_empty_between_jobs", between(reports), "s", **facts)
 
 
 def cpu_s(log: Path) -> float:

@@ -19,7 +19,7 @@ until [[ -e $folder/manifest.tsv ]]; do
         echo "error: the names of the images were not known within $wait_s s" >&2
         finish 75
     fi
-    sleep 0.2
+    sleep 1
 done
 line=$(sed -n "$((index + 1))p" "$folder/manifest.tsv")
 IFS=$'\t' read -r -a words <<< "$line"

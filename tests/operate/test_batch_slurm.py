@@ -126,6 +126,7 @@ def test_a_killed_job_is_told_and_sent_again(
     slurm.run("scancel", "--batch", "--signal=KILL", f"{sent.attempts[0].job}_1")
     told = until(system, sent.folder, lambda reports: reports[1].phase is Phase.ENDED)
     assert told[1].died and told[1].state is None and told[0].phase is Phase.RUNNING
+    assert "sends it once more" in told[1].cause
     (tmp_path / "go").touch()
     reports = end(system, sent.folder)
     assert [(one.state, one.attempts) for one in reports] == [(State.DONE, 1), (State.DONE, 2), (State.DONE, 1)]

@@ -173,7 +173,9 @@ def _report(
     dead = phase is Phase.ENDED and not whole and (told.died or told.told in _BY_ITSELF)
     attempts = sum(index in one.indices for one in submission.attempts)
     state, cause = None, ""
-    if phase is Phase.ENDED and not (dead and attempts < MAX_ATTEMPTS):
+    if dead and attempts < MAX_ATTEMPTS:
+        cause = "the job died; whoever waits for the submission sends it once more"
+    elif phase is Phase.ENDED:
         state, cause = _judge(code if whole else None, told.told, ledger)
         if state is not State.DONE:
             said = _last_words(submission.folder / "logs" / f"{index}.{attempt.number}.log")

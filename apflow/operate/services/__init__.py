@@ -1,9 +1,9 @@
 """Private servers for tests, benchmarks and developers: PostgreSQL, Kafka, a schema registry, SLURM.
 
 Each runs from a folder of its own as an ordinary user (but for SLURM where root
-starts it) and listens on this machine alone; nothing of the system is touched. The binaries are Debian's
-(`cluster/services/install.sh`), the Java archives Maven Central's
-(`cluster/services/pom.xml`).
+starts it) and listens on this machine alone; nothing of the system is touched.
+The binaries are Debian's (`cluster/services/install.sh`), the Java archives
+Maven Central's (`cluster/services/pom.xml`).
 """
 
 from apflow.operate.services.kafka import KafkaBroker

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ def prepare_run(root: str, visit: Visit, run: str) -> None:
         graph.register_dataset_types(butler)
         if butler.collections.register(run) or run not in butler.collections.get_info(chain).children:
             butler.collections.prepend_chain(chain, run)
+        # It misses a package manager that pip does without.
+        logging.getLogger("lsst.utils.packages").setLevel(logging.ERROR)
         # The packages come last, so a RUN that has them has everything.
         with butler.clone(run=run) as writer:
             graph.init_output_run(writer)

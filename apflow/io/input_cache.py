@@ -101,9 +101,26 @@ class Memory:
             self.held_bytes -= oldest.size
 
 
-MEMORY = Memory()
-_STORE = FastStore(0.0)
-_counts: OrderedDict[tuple[int, int], Counter[str]] = OrderedDict()
+class _Process:
+    """What the readers of this process share."""
+
+    def __init__(self) -> None:
+        self.memory, self.store = Memory(), FastStore(0.0)
+        self.counts: OrderedDict[tuple[int, int], Counter[str]] = OrderedDict()
+
+
+_process = _Process()
+
+
+def forget() -> None:
+    """Begin anew, as a new process would."""
+    global _process
+    _process = _Process()
+
+
+def held_bytes() -> int:
+    """How much this process holds in memory."""
+    return _process.memory.held_bytes
 
 
 class InputReader:
@@ -119,11 +136,11 @@ class InputReader:
 
     def __init__(self, inputs: Inputs, settings: config.Inputs, visit: int, detector: int) -> None:
         self._copies = inputs.copies
-        self._counts = _counts.setdefault((visit, detector), Counter())
-        while len(_counts) > _UNTAKEN:
-            _counts.popitem(last=False)
-        MEMORY.resize(settings.memory_mib * _MIB)
-        _STORE.limit_bytes = settings.fast_mib * _MIB
+        self._counts = _process.counts.setdefault((visit, detector), Counter())
+        while len(_process.counts) > _UNTAKEN:
+            _process.counts.popitem(last=False)
+        _process.memory.resize(settings.memory_mib * _MIB)
+        _process.store.limit_bytes = settings.fast_mib * _MIB
 
     def read[T](self, path: str, reader: Callable[[str], T]) -> T:
         """What `reader` makes of a file of the main store; nobody may change it.
@@ -136,7 +153,7 @@ class InputReader:
             As `reader`, of the file.
         """
         key, original = (path, reader.__qualname__), Stamp.of(path)
-        held = MEMORY.get(key, original)
+        held = _process.memory.get(key, original)
         if held is not None:
             self._count("memory", held[1], original is None)
             found: T = held[0]
@@ -146,12 +163,12 @@ class InputReader:
         self._count(place, size, failed_over)
         # Without its stamp nobody could tell whether it is out of date once the main store is there again.
         if original is not None:
-            MEMORY.put(key, original, value, size)
+            _process.memory.put(key, original, value, size)
         return value
 
     def _from_stores[T](self, path: str, reader: Callable[[str], T], original: Stamp | None) -> tuple[T, str, bool]:
         copy = self._copies.get(path, "")
-        state = _STORE.state(copy, original) if copy else State.ABSENT
+        state = _process.store.state(copy, original) if copy else State.ABSENT
         if state is State.GOOD:
             try:
                 return reader(copy), "fast", original is None
@@ -161,7 +178,7 @@ class InputReader:
             fast = f"nor can a copy of it in the fast store: {copy}" if copy else "and there is no fast store"
             raise ServiceError(f"{path} of the main store cannot be read, {fast}")
         value = reader(path)
-        works = _STORE.keep(path, copy) if copy else True
+        works = _process.store.keep(path, copy) if copy else True
         return value, "main", state is State.DAMAGED or not works
 
     def _count(self, place: str, size: int, failed_over: bool) -> None:
@@ -171,7 +188,7 @@ class InputReader:
 
 def take_counts(visit: int, detector: int) -> dict[str, float]:
     """What this process read for a detector-visit since this was last asked: `READ_UNITS`."""
-    counts = _counts.pop((visit, detector), Counter[str]())
+    counts = _process.counts.pop((visit, detector), Counter[str]())
     return {name: float(counts[name]) for name in READ_UNITS}
 
 

@@ -9,14 +9,15 @@ Datastore, and a store that is gone or broken is one that has nothing.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Config, DatasetRef, FormatterFactory, StorageClass
+from lsst.daf.butler import Config, DatasetRef, FormatterFactory, Location, StorageClass
 from lsst.daf.butler.datastore import DatasetRefURIs, DatastoreConfig
 from lsst.daf.butler.datastore.composites import CompositesMap
 from lsst.daf.butler.datastore.file_templates import FileTemplates
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.datastores.chainedDatastore import ChainedDatastore
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.daf.butler.registry.interfaces import DatastoreRegistryBridgeManager
@@ -66,7 +67,7 @@ class FastDatastore(FileDatastore):
         storageClass: StorageClass | str | None = None,
     ) -> Any:
         """Read a copy; `FileNotFoundError`, at which the chain goes on, where there is no good one."""
-        if ref.datasetType.nameAndComponent()[0] not in _IMMUTABLE:
+        if not _may_be_here(ref):
             raise FileNotFoundError(f"{ref} is never in the fast Datastore")
         try:
             return super().get(ref, parameters, storageClass)
@@ -80,8 +81,21 @@ class FastDatastore(FileDatastore):
         wanted = list(refs) if predict else [ref for ref, there in self.mexists(refs).items() if there]
         return super().getManyURIs(wanted, predict=True)
 
+    def _get_expected_dataset_locations_info(self, ref: DatasetRef) -> list[tuple[Location, StoredFileInfo]]:
+        return super()._get_expected_dataset_locations_info(ref) if _may_be_here(ref) else []
+
+    def _mexists_check_expected(
+        self, refs: Sequence[DatasetRef], artifact_existence: dict[ResourcePath, bool] | None = None
+    ) -> dict[DatasetRef, bool]:
+        here = [ref for ref in refs if _may_be_here(ref)]
+        return dict.fromkeys(refs, False) | super()._mexists_check_expected(here, artifact_existence)
+
     def _overrideTransferMode(self, *datasets: Any, transfer: str | None = None) -> str | None:
         return transfer  # nothing is ingested here: the others of the chain decide
+
+
+def _may_be_here(ref: DatasetRef) -> bool:
+    return ref.datasetType.nameAndComponent()[0] in _IMMUTABLE
 
 
 def put_before(config: Config, folder: str | Path) -> None:

@@ -29,7 +29,8 @@ class _SendFirst(TyperGroup):
 app = typer.Typer(
     cls=_SendFirst,
     no_args_is_help=True,
-    help="A visit as batch jobs, one per detector: `apflow submit VISIT ...` is `apflow submit send VISIT ...`.",
+    help="A visit as batch jobs, one per detector: `apflow submit VISIT ...` is `apflow submit send VISIT ...`.\n\n"
+    "Example: apflow submit MC_O_20250420_000001 --butler replay/butler --detectors R22_S11",
 )
 
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the submission, as `send` printed it.")]
@@ -130,7 +131,7 @@ def status(
 ) -> None:
     """Say how each detector of a submission stands.
 
-    Example: apflow submit status replay/butler/batch/GROUP
+    Example: apflow submit status replay/butler/batch/2025-04-21T02-24-00.000
     """
     from apflow.operate import batch
 
@@ -142,7 +143,7 @@ def status(
 def cancel(folder: _Folder) -> None:
     """End all jobs of a submission.
 
-    Example: apflow submit cancel replay/butler/batch/GROUP
+    Example: apflow submit cancel replay/butler/batch/2025-04-21T02-24-00.000
     """
     from apflow.operate import batch
 

@@ -139,6 +139,7 @@ def test_tasks_that_wait_share_a_line():
         ((*POINTING, *POINTING[-2:]), "one, or the two snaps of a visit"),
         ((*POINTING, "--image", "nonsense"), "image 'nonsense' is not accepted for LSSTCam: MC_O_YYYYMMDD_NNNNNN"),
         (("2026112200007",), "neither a JSON file of nextVisit nor registered"),
+        (("9" * 30,), "neither a JSON file of nextVisit nor registered"),
         (("no.json",), "event no.json: No such file or directory"),
         ((*POINTING, "--throttle", "-1"), "--throttle"),
         ((*POINTING, "--folder", "/proc/nowhere"), "folder /proc/nowhere: "),

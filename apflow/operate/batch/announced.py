@@ -98,14 +98,14 @@ def from_repository(which: str, butler: str) -> VisitArguments:
     Raises
     ------
     BadRequest
-        There is none.
+        There is none, or it is none of the sky.
     """
     with Repository(butler) as repository:
         records = repository.butler.query_dimension_records(
             "exposure",
             instrument=repository.instrument,
             where="exposure.group = name OR exposure.obs_id = name OR exposure = number",
-            bind={"name": which, "number": int(which) if which.isdigit() else 0},
+            bind={"name": which, "number": _number(which)},
             explain=False,
         )
         groups = {record.group for record in records}
@@ -124,6 +124,8 @@ def from_repository(which: str, butler: str) -> VisitArguments:
             key=lambda record: record.id,
         )
     first = snaps[0]
+    if first.tracking_ra is None:
+        raise BadRequest(f"visit {which!r} is not one of the sky: {first.obs_id} is a {first.observation_type}")
     return VisitArguments(
         group=first.group,
         ra_deg=first.tracking_ra,
@@ -132,3 +134,8 @@ def from_repository(which: str, butler: str) -> VisitArguments:
         exposure_time_s=first.exposure_time,
         images=tuple(record.obs_id for record in snaps),
     )
+
+
+def _number(text: str) -> int:
+    """The id that a text may be; 0, which nothing has, where it is none."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from apflow.config import Config
@@ -30,7 +31,10 @@ def remove_signature(snaps: Snaps, calibs: Calibs, visit: Visit, detector: int, 
                 f"announced was {visit.physical_filter!r}"
             )
         exposures.append(isr.remove_signature(raw, ccd, calibs))
-    return functools.reduce(pairs.combine, exposures)
+    combined = functools.reduce(pairs.combine, exposures)
+    assert combined.info is not None
+    # Where only the second snap came, too, it is the image of the visit, whose id is the first one's.
+    return dataclasses.replace(combined, info=dataclasses.replace(combined.info, exposure=visit.visit))
 
 
 @node

@@ -35,6 +35,12 @@ RUN = "LSSTComCam/prompt/20250420"
 VALID = (60780.0, 60790.0)
 
 
+@pytest.fixture
+def root(either_root: Path) -> Path:
+    """A repository with either kind of registry: all of `Repository` works on both."""
+    return either_root
+
+
 def calib_files(folder: Path, kind: str, level: float = 1.0) -> dict[int, Path]:
     files = {d: folder / f"{kind}_{d}_{level}.fits" for d in DETECTORS}
     for path in files.values():

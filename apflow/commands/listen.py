@@ -11,7 +11,8 @@ import typer
 def listen(
     butler: Annotated[Path, typer.Option(metavar="REPO", help="Butler repository, as apflow init makes it.")],
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="Take events from the topics of [invocation] at the broker of [kafka].")
+        bool,
+        typer.Option("--kafka", help="Take events from the topics of table invocation at the broker of table kafka."),
     ] = False,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Take events from a file of JSON lines.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for lines that are added to --file.")] = False,

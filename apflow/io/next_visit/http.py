@@ -39,8 +39,8 @@ class HttpDoor:
     """
 
     def __init__(self, address: str = ":0") -> None:
-        host, _, port = address.rpartition(":")
-        if not port.isdigit() or int(port) > 65_535:
+        host, colon, port = address.rpartition(":")
+        if not colon or not port.isdigit() or int(port) > 65_535:
             raise BadRequest(f"HTTP address {address!r} is not accepted: :port or host:port")
         self._notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
         self._closed = threading.Event()

@@ -6,8 +6,11 @@ import functools
 import io
 import json
 import logging
+import os
+import queue
 import struct
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -72,7 +75,8 @@ class KafkaDoor:
         self._kafka, self._kinds = config.kafka, topics(config, instrument)
         self._decode = _Decoder(config.kafka)
         self._problem: KafkaError | None = None
-        self._stop, self._ended = threading.Event(), threading.Event()
+        self._stop = threading.Event()
+        self._done: queue.SimpleQueue[TopicPartition] = queue.SimpleQueue()
         settings = client_settings(
             config.kafka,
             group_id=config.invocation.group_id,
@@ -80,7 +84,9 @@ class KafkaDoor:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             topic_metadata_refresh_interval_ms=10_000,
-            session_timeout_ms=10_000,  # after a crash the group waits so long for the lost member
+            session_timeout_ms=30_000,
+            # Whoever takes the place of one that crashed has its partitions at once, not after the time-out.
+            group_instance_id=_member(config),
         )
         self._consumer = make(Consumer, settings | {"error_cb": self._note}, config.kafka)
         try:
@@ -92,32 +98,33 @@ class KafkaDoor:
 
     def notices(self) -> Iterator[Notice]:
         """See `Door`; while the schema registry cannot be reached nothing is skipped: it is asked again."""
-        try:
-            while not self._stop.is_set():
-                message = self._consumer.poll(_PAUSE_S)
-                error = message.error() if message is not None else self._problem
-                if message is not None and error is None:
-                    yield self._notice(message)
-                elif error is not None and (is_lasting(error) if message is None else not _mends(error)):
-                    raise service_error(error, self._kafka, self._problem)
-        finally:
-            self._ended.set()
+        while not self._stop.is_set():
+            self._commit()
+            message = self._consumer.poll(_PAUSE_S)
+            error = message.error() if message is not None else self._problem
+            if message is not None and error is None:
+                yield self._notice(message)
+            elif error is not None and (is_lasting(error) if message is None else not _mends(error)):
+                raise service_error(error, self._kafka, self._problem)
 
     def done(self, notice: Notice) -> None:
-        """See `Door`.
+        """See `Door`: committed by the thread that reads, which alone talks to the broker, between two messages."""
+        self._done.put(notice.token)
 
-        Raises
-        ------
-        ServiceError
-            The broker does not take the offset for a reason that waiting does not mend.
-        """
+    def _commit(self) -> None:
+        last: dict[tuple[str, int], TopicPartition] = {}
+        while not self._done.empty():
+            token = self._done.get()
+            last[token.topic, token.partition] = token
+        if not last:
+            return
         try:
-            self._consumer.commit(offsets=[notice.token], asynchronous=False)
+            self._consumer.commit(offsets=list(last.values()), asynchronous=False)
         except KafkaException as error:
             if is_lasting(error.args[0]):
                 raise service_error(error.args[0], self._kafka, self._problem) from None
-            # It comes again after a crash, which is harmless; a later commit covers it otherwise.
-            _log.warning("offset of %s is not committed yet: %s", notice.place, error.args[0].str())
+            # The messages come again after a crash, which is harmless; a later commit covers them otherwise.
+            _log.warning("offsets are not committed yet: %s", error.args[0].str())
 
     def close(self) -> None:
         """See `Door`: leave the group, once `notices` has ended."""
@@ -125,7 +132,10 @@ class KafkaDoor:
 
     def leave(self) -> None:
         """Leave the group; after `notices` has ended and nothing more is to be told by `done`."""
-        self._consumer.close()
+        try:
+            self._commit()
+        finally:
+            self._consumer.close()
 
     def _notice(self, message: Message) -> Notice:
         topic, offset = str(message.topic()), message.offset()
@@ -162,6 +172,11 @@ class KafkaDoor:
             self._problem = error
 
 
+def _member(config: Config) -> str:
+    """Name of the listener of a repository in its group; there is one at a time."""
+    return f"{os.uname().nodename}-{zlib.crc32(config.butler.encode()):08x}"
+
+
 def _mends(error: KafkaError) -> bool:
     """Whether an error of the consumer goes away by itself."""
     return error.retriable() or error.code() in _BY_ITSELF
@@ -175,7 +190,7 @@ class _Decoder:
 
     def __call__(self, value: bytes, place: str) -> Any:
         if value[:1] != b"\0":
-            return decode_json(value, f"{place}, which does not begin as framed Avro does,")
+            return decode_json(value, "the message, which does not begin as framed Avro does,")
         if len(value) < 6:
             raise BadRequest(f"{place}: {len(value)} bytes; accepted: a zero byte, the schema's id, a datum")
         (schema_id,) = struct.unpack_from(">i", value, 1)

@@ -170,7 +170,6 @@ class Service:
         self.counts[notice.kind or "events"] += 1
         if notice.message is None:
             self.counts["refused"] += 1
-            _log.warning("%s is skipped: %s", notice.place, notice.refusal)
             self._tell(f"skipped {notice.place}: {notice.refusal}")
             door.done(notice)
             return

@@ -1,0 +1,275 @@
+"""``apflow listen`` as the summit sees it: events and images in, alerts out, on real services."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import psutil
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from apflow.config import Config, Invocation, Kafka, load_config, to_toml
+from apflow.errors import BadRequest
+from apflow.io.butler import create_repository
+from apflow.io.kafka.consume import AlertConsumer
+from apflow.model.visit import Visit
+from apflow.operate.listen.desk import TAI_MINUS_UTC_S
+from apflow.operate.listen.journal import Journal
+from apflow.operate.listen.start import Request, listen
+from apflow.operate.prepare import simulation_pool
+from apflow.operate.services import KafkaBroker
+from apflow.simulate.scenario import Scenario
+from tests.field import Field, land, make_field, products
+from tests.operate.command import APFLOW
+
+SCENARIO = Scenario(camera="comcam", nvisits=2, detectors=(3, 4), cadence_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Field:
+    with simulation_pool(2) as pool:
+        return make_field(tmp_path_factory.mktemp("field") / "butler", SCENARIO, pool)
+
+
+def copied(field: Field, root: Path, **tables: Any) -> Field:
+    """The same repository elsewhere, with other settings."""
+    shutil.copytree(field.root, root)
+    config: Config = dataclasses.replace(load_config(root / "apflow.toml"), **tables)
+    (root / "apflow.toml").write_text(to_toml(config))
+    player = dataclasses.replace(field.player, staging=root / "staged", landing=root / "landing")
+    return dataclasses.replace(field, root=root, player=player, config=dataclasses.replace(config, butler=str(root)))
+
+
+def next_visit(visit: Visit, **change: Any) -> dict[str, Any]:
+    now_tai = time.time() + TAI_MINUS_UTC_S
+    return {
+        "groupId": visit.group,
+        "coordinateSystem": 2,
+        "position": [visit.ra_deg, visit.dec_deg],
+        "startTime": now_tai,
+        "rotationSystem": 2,
+        "cameraAngle": visit.rotation_deg,
+        "filters": visit.physical_filter,
+        "dome": 2,
+        "duration": 34.0,
+        "nimages": 1,
+        "instrument": visit.instrument,
+        "survey": "BLOCK-365",
+        "private_sndStamp": now_tai,
+    } | change
+
+
+def start_integration(visit: Visit) -> dict[str, Any]:
+    return {
+        "imageName": visit.images[0],
+        "exposureTime": 30.0,
+        "imagesInSequence": 1,
+        "imageIndex": 1,
+        "additionalKeys": "imageType:groupId",
+        "additionalValues": f"OBJECT:{visit.group}",
+    }
+
+
+class Listening:
+    """The command under way."""
+
+    def __init__(self, field: Field, *options: str) -> None:
+        words = [APFLOW, "listen", "--butler", str(field.root), "--detectors", "3,4", "--workers", "1", *options]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.told: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            line = self.until("listening for LSSTComCam")
+        except BaseException:
+            self.kill()
+            raise
+        self.url = line.partition(": ")[2].partition(";")[0]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip())
+        self.lines.put(None)
+
+    def until(self, text: str, timeout_s: float = 240.0) -> str:
+        """The next line that holds a text."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                line = self.lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            assert line is not None, f"{text!r} was not told: {self.told}"
+            self.told.append(line)
+            if text in line:
+                return line
+
+    def post(self, kind: str, record: dict[str, Any]) -> int:
+        """Status of a POST."""
+        request = urllib.request.Request(f"{self.url}/{kind}", json.dumps(record).encode(), method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def kill(self) -> None:
+        """kill -9 of all its processes, at once."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for child in children:
+            if child.is_running():
+                child.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                assert self.process.wait(timeout=40) == 0, "SIGTERM ends it in good order"
+            finally:
+                if self.process.poll() is None:
+                    self.kill()
+        self._reader.join(timeout=10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def journal(field: Field) -> list[dict[str, Any]]:
+    return [json.loads(line) for f in (field.root / "invocations").glob("*.jsonl") for line in f.open()]
+
+
+@pytest.fixture(scope="module")
+def announced(
+    field: Field, kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Field, list[str]]:
+    """Both visits announced by Kafka before their images landed; another one announced and cancelled."""
+    topics = [kafka_broker.create_topic(f"listen-{name}", partitions=1) for name in ("next", "cancel", "start", "out")]
+    invocation = Invocation(
+        group_id="listen-test", next_visit_topic=topics[0], cancel_topic=topics[1], integration_topic=topics[2]
+    )
+    kafka = Kafka(bootstrap=kafka_broker.bootstrap, topic=topics[3])
+    mine = copied(field, tmp_path_factory.mktemp("a") / "butler", invocation=invocation, kafka=kafka)
+    producer = Producer({"bootstrap.servers": kafka_broker.bootstrap})
+
+    def send(topic: str, record: dict[str, Any] | bytes) -> None:
+        producer.produce(topic, record if isinstance(record, bytes) else json.dumps(record))
+        producer.flush(10)
+
+    first, second = mine.visits
+    send(topics[0], next_visit(first))  # before the service is there
+    with Listening(mine, "--kafka") as service:
+        service.until(f"group {first.group} is announced")
+        send(topics[0], b"no JSON")
+        send(topics[0], next_visit(first, nimages=7))
+        send(topics[2], start_integration(first))
+        service.until(f"visit {first.visit} of group")
+        land(mine, first)
+        service.until(f"visit {first.visit}: 2 done")
+        send(topics[0], next_visit(second, groupId="called-off"))
+        service.until("group called-off is announced")
+        begin = time.monotonic()
+        send(topics[1], {"groupId": "called-off"})
+        service.until("group called-off: 2 cancelled")
+        assert time.monotonic() - begin < 5.0
+        send(topics[0], next_visit(second))
+        service.until(f"group {second.group} is announced")
+        land(mine, second)
+        service.until(f"visit {second.visit}: 2 done")
+    return mine, service.told
+
+
+def test_an_event_then_images_then_alerts(announced: tuple[Field, list[str]]):
+    mine, told = announced
+    sources = mine.table("DiaSource")
+    with AlertConsumer(mine.config.kafka) as consumer:
+        alerts = list(consumer.until_end(5.0))
+    assert len(alerts) == len(sources) > 20
+    assert set(sources["visit"]) == {visit.visit for visit in mine.visits}
+    assert sum("is skipped" in line or line.startswith("skipped") for line in told) == 2
+    assert any("nextVisit.nimages 7 is not accepted: 0 to 2" in line for line in told)
+
+
+def test_offsets_are_committed_when_it_is_written_down(announced: tuple[Field, list[str]]):
+    mine, _ = announced
+    entries = journal(mine)
+    assert [e["what"] for e in entries].count("started") == 2
+    assert [e["record"]["groupId"] for e in entries if e.get("kind") == "nextVisitCanceled"] == ["called-off"]
+    (closed,) = [e for e in entries if e["what"] == "closed"]
+    assert (closed["group"], closed["reason"], closed["detectors"]) == ("called-off", "cancelled", [3, 4])
+    own, kafka = mine.config.invocation, mine.config.kafka
+    group = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": own.group_id})
+    places = [TopicPartition(topic, 0) for topic in (own.next_visit_topic, own.cancel_topic, own.integration_topic)]
+    try:
+        assert [place.offset for place in group.committed(places, timeout=30)] == [5, 1, 1]
+    finally:
+        group.close()
+
+
+def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
+    field: Field, announced: tuple[Field, list[str]], tmp_path: Path
+):
+    """The first visit without any event; the second announced 2 degrees off, by a service that is killed."""
+    mine = copied(field, tmp_path / "butler")
+    first, second = mine.visits
+    with Listening(mine, "--http", ":0") as service:
+        land(mine, first)
+        service.until(f"visit {first.visit}: 2 done")
+        assert service.post("nextVisit", next_visit(second, nimages=9)) == 400
+        wrong = next_visit(second, position=[second.ra_deg + 2.0, second.dec_deg])
+        assert service.post("nextVisit", wrong) == 202
+        assert service.post("startIntegration", start_integration(second)) == 202
+        service.until(f"visit {second.visit} of group")
+        service.kill()
+    with Listening(mine, "--http", ":0") as service:
+        service.until("1 visits were under way")
+        land(mine, second)
+        told = service.until(f"visit {second.visit} begins anew")
+        assert "pointing off by 1.70 deg" in told
+        service.until(f"visit {second.visit}: 2 done")
+    ledger = mine.table("ledger")
+    assert ledger["state"].tolist() == 4 * ["done"] and not ledger.duplicated(["visit", "detector"]).any()
+    ours, theirs = products(mine), products(announced[0])
+    for name in theirs:
+        pd.testing.assert_frame_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"file": "/none/of/it"}, "No such file"),
+        ({"http": "nowhere"}, "HTTP address 'nowhere' is not accepted: :port or host:port"),
+        ({"kafka": True}, "kafka.bootstrap is empty"),
+        ({"rules": "/none.toml"}, r"none\.toml: No such file"),
+        ({"detectors": "R99"}, "LSSTComCam has no detector 'R99'"),
+        ({"workers": 10_000}, "--workers 10000 is not accepted: 0"),
+        ({"butler": "/none"}, "no Butler repository of apflow in '/none'"),
+        ({"image_timeout_s": 60.0}, "another service listens for"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_started(tmp_path: Path, change: dict[str, Any], told: str):
+    create_repository(tmp_path / "butler", "comcam", 512)
+    request = Request(**({"butler": str(tmp_path / "butler")} | change))
+    another = Journal(tmp_path / "butler") if "image_timeout_s" in change else contextlib.nullcontext()
+    with another, pytest.raises(BadRequest, match=told):
+        listen(request, print)

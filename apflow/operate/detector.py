@@ -11,7 +11,6 @@ import pandas as pd
 
 from apflow.config import Config
 from apflow.errors import BadRequest, DataError, ImageTimeout
-from apflow.graphs import alert_production
 from apflow.io.arrivals import await_named_images
 from apflow.io.fits import read_info
 from apflow.io.ppdb import Ppdb, open_ppdb
@@ -23,8 +22,6 @@ from apflow.model.sky import separation_arcsec
 from apflow.model.visit import Visit
 from apflow.operate.recover import recover
 from apflow.operate.repository import repository_config
-from apflow.run import EagerRunner
-from apflow.steps.fetch import await_science_images
 
 #: Announced and actual boresight may differ by this before it is reported, arcsec.
 _POINTING_TOLERANCE = 60.0
@@ -110,6 +107,10 @@ def process_detector(request: Request) -> Outcome:
     ImageTimeout, DataError
         No image came in time, or none that can be read; the ledger says so, too.
     """
+    # The steps take as long to import as the rest of what batch jobs need before their image is there.
+    from apflow.graphs import alert_production
+    from apflow.run import EagerRunner
+
     with open_ppdb(request.config.ppdb_url, create=True) as database:
         if (before := done_before(database, request)) is not None:
             return before
@@ -150,8 +151,8 @@ def await_visit(database: Ppdb, request: Request) -> tuple[Visit, Config]:
         )
         visit = _with_header(visit, read_info(path))
     except (ImageTimeout, DataError) as error:
-        step = await_science_images.name
-        database.settle([Outcome(visit.instrument, visit.visit, detector, State(error.state), str(error), step)])
+        state, cause = State(error.state), f"{type(error).__name__}: {error}"
+        database.settle([Outcome(visit.instrument, visit.visit, detector, state, cause, "await_science_images")])
         raise
     left_s = max(0.0, deadline - time.monotonic())
     return visit, dataclasses.replace(config, timing=dataclasses.replace(config.timing, image_timeout_s=left_s))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, explain, listen, ppdb, services, submit
+from apflow.commands import alerts, explain, ingest, listen, ppdb, services, submit
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -46,6 +46,7 @@ app.add_typer(alerts.app, name="alerts")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
 app.command()(explain.explain)
+app.command()(ingest.ingest)
 app.command()(listen.listen)
 
 
@@ -219,9 +220,7 @@ def detector(
     ],
     butler: Annotated[str, typer.Option(help="Butler repository.")],
     image: Annotated[list[str], typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")],
-    physical_filter: Annotated[
-        str, typer.Option("--filter", help="Physical filter or band; none: the header's.")
-    ] = "",
+    physical_filter: Annotated[str, typer.Option("--filter", help="Physical filter or band; none: the header's.")] = "",
     ppdb: Annotated[str, _Ppdb] = "",
     alerts: Annotated[str, _Alerts] = "",
     timeout: Annotated[

@@ -213,6 +213,19 @@ def test_what_landed_while_nobody_looked_is_taken(root: Path, tmp_path: Path) ->
     assert wait(root, timeout_s=0.1).raws
 
 
+def test_two_ingestors_of_one_visit_do_not_disturb_each_other(root: Path, tmp_path: Path, pool: Any) -> None:
+    """As where images come by more than one way: both register the exposure and the visit at once."""
+    folders = (tmp_path / "a", tmp_path / "b")
+    waiters = [pool.submit(wait, root, detector) for detector in range(8)]
+    with Ingestor(root, folders[0]), Ingestor(root, folders[1]):
+        for detector in range(8):
+            land(tmp_path, folders[detector % 2], builders.info(detector))
+        assert all(waiter.result().raws for waiter in waiters)
+    with Repository(root) as repository:
+        assert len(repository.butler.query_datasets("raw", paths.raw_run("LSSTComCam"))) == 8
+        assert len(repository.butler.query_dimension_records("visit", instrument="LSSTComCam")) == 1
+
+
 def test_an_ingestor_without_a_repository_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="no Butler repository"):
         Ingestor(tmp_path / "nowhere", tmp_path / "landing").start()

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from astropy.time import Time
 from lsst.daf.butler import Butler, DataCoordinate, DatasetIdGenEnum, DatasetRef, FileDataset, Timespan
+from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
+from sqlalchemy.exc import IntegrityError
 
-from apflow.errors import ApflowError, BadRequest, DataError
+from apflow.errors import ApflowError, BadRequest, DataError, ServiceError
 from apflow.io.arrivals.announce import arrived, told
 from apflow.io.arrivals.board import Key, Message
 from apflow.io.atomic import atomic
@@ -104,7 +106,11 @@ def ingest_raws(
         one.path: _sighting(repository.camera, one, times.get(one.source) or one.source.stat().st_mtime)
         for one in good.values()
     }
-    known = _register(repository, raws)
+    try:
+        known = _register(repository, raws)
+    except (IntegrityError, ConflictingDefinitionError) as error:
+        # Another ingestor was faster with the same exposure; what it registered is known the next time.
+        raise ServiceError(f"raws cannot be registered together with what was before: {error}") from error
     messages: dict[Key, Message] = {}
     for path, sighting in sightings.items():
         messages |= arrived(sighting, str(path))

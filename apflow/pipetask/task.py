@@ -13,6 +13,7 @@ from lsst.pipe.base import connectionTypes as cT
 from apflow.config import Config
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
+from apflow.io.butler import output_run
 from apflow.io.butler.create import SETTINGS
 from apflow.model import ids
 from apflow.model.camera import load_camera
@@ -109,7 +110,8 @@ class AlertProductionTask(pipe_base.PipelineTask):
     `apflow.graphs.alert_production`, with a batch of one for the gathers.
 
     A detector-visit that does not end as done raises and leaves no dataset, so
-    that it can be tried again in the same RUN. Outputs are registered as on a
+    that it can be tried again in the same RUN: that of the night and the
+    configuration, in which the results of every road meet. Outputs are registered as on a
     cluster: with ids that follow from dataset type, data id and RUN, rather
     than those that the quantum graph predicts. Tasks that read them therefore
     belong into a quantum graph of their own.
@@ -128,6 +130,11 @@ class AlertProductionTask(pipe_base.PipelineTask):
         # The images are there: nobody waits for a snap that was given up before.
         config = repository_config(str(root), self.config.ppdb, self.config.alerts, timeout_s=0.0)
         visit = visit_of(infos, config, tuple(self.config.images))
+        given, run = outputRefs.difference_image.run, output_run(visit, config)
+        if given != run:
+            raise pipe_base.InvalidQuantumError(
+                f"output run {given!r} is not that of the night and configuration: {run}"
+            )
         outcome = self.run(visit, infos[0].detector, config).outcome
         if outcome.state is not State.DONE:
             raise DetectorVisitFailed(f"{outcome.state} at {outcome.step}: {outcome.cause}")

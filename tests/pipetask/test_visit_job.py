@@ -123,8 +123,11 @@ def by_hand(field: Field, tmp_path_factory: pytest.TempPathFactory) -> Field:
 @pytest.fixture(scope="module")
 def by_dask(field: Field, tmp_path_factory: pytest.TempPathFactory) -> Field:
     mine = copy_of(field, tmp_path_factory.mktemp("dask"))
-    with local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
-        client.wait_for_workers(1, timeout=60)
+    with (
+        local_cluster(1, warm_up=["apflow.graphs.alert_production"]) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2, timeout=120)
         ended = play(mine, client, mine.visits)
     assert {o.state for of in ended.values() for o in of} == {State.DONE}
     return mine

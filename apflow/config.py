@@ -105,7 +105,7 @@ class Kafka:
 class Inputs:
     """What is kept of calibs, templates and reference stars, so that the next visit need not fetch them."""
 
-    memory_mib: float = 64.0  # in each worker's memory, decoded; 0: nothing. A full CCD needs 500
+    memory_mib: float = 64.0  # in each worker's memory, decoded; 0: nothing. A full CCD needs 800
     fast_mib: float = 50_000.0  # in the repository's fast store, on each machine; 0: nothing new
 
 

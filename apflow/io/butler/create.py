@@ -94,7 +94,7 @@ def create_repository(
 
 
 def _kept(size: int | None) -> Inputs:
-    """Memory for the inputs of two full CCDs, one a chain of a worker, or of at least four cut-outs."""
+    """Memory for the inputs of one full CCD, of three cut-outs by default."""
     return Inputs() if size else Inputs(memory_mib=1024.0)
 
 

@@ -90,16 +90,6 @@ REFERENCE_RUN = "refcats"
 SS_OBJECTS = "preloaded_SsObjects"
 
 
-def group_folder(root: str | Path, instrument: str, group: str) -> Path:
-    """Folder of the arrivals of a group."""
-    return Path(root) / "arrivals" / instrument / "groups" / _safe(group)
-
-
-def image_folder(root: str | Path, instrument: str, name: str) -> Path:
-    """Folder of the arrivals of an image."""
-    return Path(root) / "arrivals" / instrument / "images" / _safe(name)
-
-
 def _safe(name: str) -> str:
     # Group names hold colons and dots; a name of dots alone would be another folder.
     return quote(name, safe=":+ ") if name.strip(".") else f"_{name}"

@@ -55,12 +55,12 @@ def copied(field: Field, root: Path, **tables: Any) -> Field:
 
 
 def next_visit(visit: Visit, **change: Any) -> dict[str, Any]:
-    now_tai = time.time() + TAI_MINUS_UTC_S
+    night = (SCENARIO.start_mjd_tai - 40587.0) * 86_400.0  # calibs are valid then
     return {
         "groupId": visit.group,
         "coordinateSystem": 2,
         "position": [visit.ra_deg, visit.dec_deg],
-        "startTime": now_tai,
+        "startTime": night,
         "rotationSystem": 2,
         "cameraAngle": visit.rotation_deg,
         "filters": visit.physical_filter,
@@ -69,7 +69,7 @@ def next_visit(visit: Visit, **change: Any) -> dict[str, Any]:
         "nimages": 1,
         "instrument": visit.instrument,
         "survey": "BLOCK-365",
-        "private_sndStamp": now_tai,
+        "private_sndStamp": time.time() + TAI_MINUS_UTC_S,
     } | change
 
 
@@ -163,7 +163,7 @@ def journal(field: Field) -> list[dict[str, Any]]:
 def announced(
     field: Field, kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Field, list[str]]:
-    """Both visits announced by Kafka before their images landed; another one announced and cancelled."""
+    """Both visits announced by Kafka before their images landed; another, and the second, announced and cancelled."""
     topics = [kafka_broker.create_topic(f"listen-{name}", partitions=1) for name in ("next", "cancel", "start", "out")]
     invocation = Invocation(
         group_id="listen-test", next_visit_topic=topics[0], cancel_topic=topics[1], integration_topic=topics[2]
@@ -180,6 +180,7 @@ def announced(
     send(topics[0], next_visit(first))  # before the service is there
     with Listening(mine, "--kafka") as service:
         service.until(f"group {first.group} is announced")
+        service.until(f"group {first.group}: 2 prepared")
         send(topics[0], b"no JSON")
         send(topics[0], next_visit(first, nimages=7))
         send(topics[2], start_integration(first))
@@ -194,7 +195,11 @@ def announced(
         assert time.monotonic() - begin < 5.0
         send(topics[0], next_visit(second))
         service.until(f"group {second.group} is announced")
-        land(mine, second)
+        send(topics[2], start_integration(second))
+        service.until(f"visit {second.visit} of group")
+        send(topics[1], {"groupId": second.group})
+        service.until(f"visit {second.visit}: 2 cancelled")
+        land(mine, second)  # and yet it was taken
         service.until(f"visit {second.visit}: 2 done")
     return mine, service.told
 
@@ -213,15 +218,16 @@ def test_an_event_then_images_then_alerts(announced: tuple[Field, list[str]]):
 def test_offsets_are_committed_when_it_is_written_down(announced: tuple[Field, list[str]]):
     mine, _ = announced
     entries = journal(mine)
-    assert [e["what"] for e in entries].count("started") == 2
-    assert [e["record"]["groupId"] for e in entries if e.get("kind") == "nextVisitCanceled"] == ["called-off"]
+    assert [e["what"] for e in entries].count("started") == 3
+    cancelled = [e["record"]["groupId"] for e in entries if e.get("kind") == "nextVisitCanceled"]
+    assert cancelled == ["called-off", mine.visits[1].group]
     (closed,) = [e for e in entries if e["what"] == "closed"]
     assert (closed["group"], closed["reason"], closed["detectors"]) == ("called-off", "cancelled", [3, 4])
     own, kafka = mine.config.invocation, mine.config.kafka
     group = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": own.group_id})
     places = [TopicPartition(topic, 0) for topic in (own.next_visit_topic, own.cancel_topic, own.integration_topic)]
     try:
-        assert [place.offset for place in group.committed(places, timeout=30)] == [5, 1, 1]
+        assert [place.offset for place in group.committed(places, timeout=30)] == [5, 2, 2]
     finally:
         group.close()
 

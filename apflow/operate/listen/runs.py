@@ -17,6 +17,7 @@ from apflow.graphs import alert_production
 from apflow.io.arrivals.board import CANCELLED, GROUPS, Key, Place, open_board
 from apflow.io.ppdb import Ppdb
 from apflow.model.ledger import Outcome, State
+from apflow.model.products import Preparation
 from apflow.model.visit import Visit
 from apflow.operate.listen.actions import Prepare, Restart, Start
 from apflow.operate.listen.journal import Journal
@@ -28,11 +29,11 @@ Graph = Callable[..., Any]
 #: What rules may name.
 GRAPHS: Mapping[str, Graph] = {"alert_production": alert_production.visit}
 #: What runs at nextVisit, for the graphs that have such a part.
-PREPARATIONS: Mapping[str, Graph] = {
-    name: graph for name, graph in {"alert_production": getattr(alert_production, "prepare", None)}.items() if graph
-}
+PREPARATIONS: Mapping[str, Graph] = {"alert_production": alert_production.prepare}
 #: Sequence numbers of preparations: beyond those of real exposures, whose ids they must not meet.
 _FIRST_SEQUENCE, _SEQUENCES = 90_000, 10_000
+#: Not a state of a detector-visit: its inputs are at hand.
+PREPARED = "prepared"
 #: States that a first run need not leave alone: a visit that was cancelled may be taken all the same.
 _OPEN = ("expected", str(State.CANCELLED))
 
@@ -52,7 +53,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run: how many detectors in each state, and alerts."""
+    """What became of a run: how many detectors in each state, alerts, and the first cause of one that is not done."""
 
     visit: Visit
     states: Mapping[str, int]
@@ -143,18 +144,20 @@ class Runs:
         if following is not None or run.dropped:
             return None
         try:
-            outcomes: Sequence[Outcome] = handle.result(0.0)
+            result, cause = handle.result(0.0), ""
         except ApflowError as error:
-            if not run.group:
-                self.settle(run.visit, State.FAILED, str(error), run.detectors)
-            outcomes, cause = (), str(error)
-        else:
-            cause = ""
+            result, cause = None, str(error)
         if run.group:
-            return Ended(run.visit, {"prepared": len(run.detectors)}, cause=cause)
-        states = Counter(str(o.state) for o in outcomes) or Counter({str(State.FAILED): len(run.detectors)})
+            return _prepared(run.visit, result, cause)
+        if result is None:
+            self.settle(run.visit, State.FAILED, cause, run.detectors)
+            return Ended(run.visit, {str(State.FAILED): len(run.detectors)}, cause=cause)
+        outcomes: Sequence[Outcome] = result
+        states = Counter(str(o.state) for o in outcomes)
         self._journal.ended(time.time(), number, states)
-        return Ended(run.visit, states, sum(o.n_alerts for o in outcomes), cause)
+        return Ended(
+            run.visit, states, sum(o.n_alerts for o in outcomes), next((o.cause for o in outcomes if o.cause), "")
+        )
 
     def settle(self, visit: Visit, state: State, cause: str, detectors: Sequence[int] = ()) -> None:
         """Write a terminal state for the detectors that have none."""
@@ -208,3 +211,9 @@ class Runs:
         key = Key(Place(visit.instrument, GROUPS, visit.group), CANCELLED)
         with open_board(self._config.butler) as board:
             return dataclasses.replace(visit, group="") if board.get([key]) else visit
+
+
+def _prepared(visit: Visit, preparation: Preparation | None, cause: str) -> Ended:
+    if preparation is None:
+        return Ended(visit, {PREPARED: 0}, cause=cause)
+    return Ended(visit, {PREPARED: len(preparation.detectors)}, cause=next(iter(preparation.causes.values()), ""))

@@ -21,7 +21,7 @@ from apflow.model.sighting import Sighting
 from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, TimedOut
 from apflow.operate.listen.desk import Desk
 from apflow.operate.listen.journal import KEPT_S, Journal, visit_from
-from apflow.operate.listen.runs import Ended, Runs
+from apflow.operate.listen.runs import PREPARED, Ended, Runs
 
 _log = logging.getLogger(__name__)
 #: How long the loop sleeps at most, and how often it looks whether all is well.
@@ -278,7 +278,7 @@ class Service:
 
 def _summary(ended: Ended, since_s: float) -> str:
     told = ", ".join(f"{n} {state}" for state, n in sorted(ended.states.items()))
-    if "prepared" in ended.states:
-        return f"group {ended.visit.group}: {told} in {since_s:.2f} s" + (f"; {ended.cause}" if ended.cause else "")
-    more = f", {ended.n_alerts} alerts" if ended.n_alerts else f"; {ended.cause}" if ended.cause else ""
-    return f"visit {ended.visit.visit}: {told}{more} in {since_s:.1f} s"
+    alerts = f", {ended.n_alerts} alerts" if ended.n_alerts else ""
+    cause = f"; {ended.cause}" if ended.cause else ""
+    what = f"group {ended.visit.group}" if PREPARED in ended.states else f"visit {ended.visit.visit}"
+    return f"{what}: {told}{alerts} in {since_s:.2f} s{cause}"

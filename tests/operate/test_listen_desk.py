@@ -320,7 +320,7 @@ def test_what_comes_after_the_end_starts_nothing():
 def test_a_run_that_ended_before_its_wrong_announcement_was_seen_is_made_anew():
     """All detectors may end as misannounced before the desk hears of a header."""
     heard = listener().tell(next_visit(position=[152.1, -32.0]), integration()).end().tell(header(3))
-    assert heard.kinds() == ["Prepare", "Start", "Ignore", "Restart"]
+    assert heard.kinds() == ["Prepare", "Start", "Restart"]
     assert heard.running[FIRST].ra_deg == 150.1
 
 

@@ -90,18 +90,20 @@ class Desk:
         if why:
             return [Ignore(f"image {sighting.image}", why)]
         shot = self._shot(first_exposure(sighting), now_unix)
-        was_late = shot.ended and not shot.seen_unix
+        is_first = not shot.seen_unix
         if not shot.see(sighting, now_unix, self._tolerance):
             return []
-        late = [Ignore(f"image {sighting.image}", "its visit has ended")] if was_late and shot.seen_unix else []
-        return [*late, *self._decide_shot(shot, now_unix)]
+        actions = self._decide_shot(shot, now_unix)
+        if is_first and not actions and shot.ended and sighting.arrived_unix > shot.ended_unix:
+            return [Ignore(f"image {sighting.image}", "its visit has ended")]
+        return actions
 
     def ended(self, visit: int, now_unix: float) -> list[Action]:
         """What was started for a visit came to its end."""
         shot = self._shots.get(visit)
         if shot is None or shot.running is None:
             return []
-        shot.ended = True
+        shot.ended, shot.ended_unix = True, now_unix
         return self._decide_shot(shot, now_unix)
 
     def resume(self, visit: Visit, graph: str, again: bool, now_unix: float) -> None:

@@ -97,7 +97,7 @@ class Shot:
         When the first header was seen; 0 before.
     running, graph : `Visit`, `str`
         What was started, and by which graph; `again`: in place of something
-        else; `ended`: whether it came to its end.
+        else; `ended`: whether it came to its end, and `ended_unix` when.
     """
 
     first: int
@@ -113,6 +113,7 @@ class Shot:
     graph: str = ""
     again: bool = False
     ended: bool = False
+    ended_unix: float = 0.0
 
     @property
     def group(self) -> str:

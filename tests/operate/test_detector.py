@@ -114,7 +114,7 @@ def test_what_the_header_tells_otherwise_is_said_and_used(field: Field):
     assert ended.returncode == 0, ended.stderr
     assert "warning: the header's boresight is 2748 arcsec from the announced one" in ended.stderr
     assert "warning: the header's filter is 'r_03', announced was 'g_01'" in ended.stderr
-    assert "warning: the header's exposure time is 30 s, announced were 15 s" in ended.stderr
+    assert "warning: the header's exposure time is 29.9978 s, announced were 15 s" in ended.stderr
     stored = field.table("DiaSource")
     assert set(stored.loc[stored["visit"] == visit.visit, "band"]) == {"r"}
 

@@ -156,7 +156,9 @@ class Listening:
 
 
 def journal(field: Field) -> list[dict[str, Any]]:
-    return [json.loads(line) for f in (field.root / "invocations").glob("*.jsonl") for line in f.open()]
+    return [
+        json.loads(line) for f in (field.root / "invocations").glob("*.jsonl") for line in f.read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +262,13 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
         pd.testing.assert_frame_equal(ours[name], theirs[name])
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("empty") / "butler"
+    create_repository(root, "comcam", 512)
+    return root
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -273,9 +282,8 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
         ({"image_timeout_s": 60.0}, "another service listens for"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_started(tmp_path: Path, change: dict[str, Any], told: str):
-    create_repository(tmp_path / "butler", "comcam", 512)
-    request = Request(**({"butler": str(tmp_path / "butler")} | change))
-    another = Journal(tmp_path / "butler") if "image_timeout_s" in change else contextlib.nullcontext()
+def test_what_cannot_be_is_refused_before_anything_is_started(empty: Path, change: dict[str, Any], told: str):
+    request = Request(**({"butler": str(empty)} | change))
+    another = Journal(empty) if "image_timeout_s" in change else contextlib.nullcontext()
     with another, pytest.raises(BadRequest, match=told):
         listen(request, print)

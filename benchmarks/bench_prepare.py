@@ -123,7 +123,7 @@ def measure_warp(visit: Visit, detector: int, settings: Config, size: str) -> No
     emit("early warp, resampled to the measured mapping", again, "core-s a detector", "warp", at_once, size=size)
     good = (once.mask == 0) & (twice.mask == 0) & (once.variance > 0)
     apart = np.abs(twice.image[good] - once.image[good]) / np.sqrt(once.variance[good])
-    lost = 1 - np.count_nonzero(twice.variance > 0) / max(np.count_nonzero(once.variance > 0), 1)
+    lost = 1.0 - float((twice.variance > 0).sum()) / max(float((once.variance > 0).sum()), 1.0)
     emit("early warp, difference of pixels", float(np.sqrt(np.mean(apart**2))), "sigma rms", size=size)
     emit("early warp, largest difference", float(apart.max()), "sigma", size=size)
     emit("early warp, pixels lost", float(lost), "fraction", size=size)

@@ -116,7 +116,7 @@ class Desk:
     def tick(self, now_unix: float) -> list[Action]:
         """What is to be done because time has passed."""
         actions: list[Action] = []
-        for shot in list(self._shots.values()):
+        for shot in self._in_grace():
             actions += self._decide_shot(shot, now_unix)
         for group in list(self._groups.values()):
             if group.event is not None and self._is_waiting(group) and now_unix >= self._deadline(group):
@@ -129,8 +129,7 @@ class Desk:
     def due_unix(self) -> float | None:
         """When to call `tick` next; None: not before something comes in."""
         times = [self._deadline(group) for group in self._groups.values() if self._is_waiting(group)]
-        waiting = [shot for shot in self._shots.values() if shot.running is None and shot.views]
-        times += [t for shot in waiting if (t := self._wish(shot, 0.0).again_unix) is not None]
+        times += [t for shot in self._in_grace() if (t := self._wish(shot, 0.0).again_unix) is not None]
         return min(times, default=None)
 
     def close_group(self, group: str, now_unix: float) -> None:
@@ -198,6 +197,10 @@ class Desk:
 
     def _of(self, group: Group) -> list[Shot]:
         return [shot for shot in self._shots.values() if shot.group == group.name]
+
+    def _in_grace(self) -> list[Shot]:
+        """Shots that time alone may start."""
+        return [shot for shot in self._shots.values() if shot.running is None and shot.views]
 
     def _is_waiting(self, group: Group) -> bool:
         """Whether a group is announced for a graph, and nothing could be started for it yet."""

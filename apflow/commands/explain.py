@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.tree import Tree
 
 
 def explain(
@@ -18,7 +17,7 @@ def explain(
 ) -> None:
     """Say what made a DiaSource, an alert or a dataset: images, calibs, templates, configuration, versions, worker.
 
-    Example: apflow explain $(apflow alerts ls --butler replay/butler --ids | head -1) --butler replay/butler
+    Example: apflow explain 168691472163405825 --butler replay/butler
     """
     from apflow.operate.explain import explain as run
     from apflow.operate.repository import repository_config
@@ -27,17 +26,19 @@ def explain(
     if as_json:
         typer.echo(json.dumps(told, indent=1, default=str))
         return
-    tree = Tree(told.pop("what"))
-    _grow(tree, told)
-    Console(highlight=False, soft_wrap=True).print(tree)
+    typer.echo(told.pop("what"))
+    for line in _lines(told):
+        typer.echo(line)
 
 
-def _grow(tree: Tree, value: Any) -> None:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+def _lines(value: Any, indent: str = "  ") -> Iterator[str]:
+    """A tree as indented lines; what belongs to one dataset, or one cell, on one."""
+    pairs = value.items() if isinstance(value, dict) else (("-", one) for one in value)
     for key, one in pairs:
-        if isinstance(one, dict) and set(one) >= {"dataset_type"}:
-            tree.add(" ".join(f"{k}={v}" for k, v in one.items() if v is not None))
+        if isinstance(one, dict) and key == "-":
+            yield f"{indent}- " + " ".join(f"{k}={v}" for k, v in one.items() if v is not None)
         elif isinstance(one, dict | list) and one:
-            _grow(tree.add(str(key)), one)
+            yield f"{indent}{key}:"
+            yield from _lines(one, indent + "  ")
         elif one not in (None, "", [], {}):
-            tree.add(f"{key}: {one}" if isinstance(value, dict) else str(one))
+            yield f"{indent}{key}: {one}"

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from apflow.errors import DataError
+from apflow.io.ppdb.blocks import joined
 from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES, to_arrow
 from apflow.io.ppdb.turns import Key
 from apflow.model import schema
@@ -97,7 +98,9 @@ def _check_owner(merged: pd.DataFrame, lengths: Sequence[int], results: Sequence
 
 def _merge(frames: Sequence[pd.DataFrame], name: str, results: Sequence[DetectorResult]) -> pd.DataFrame:
     filled = [f for f in frames if len(f)]
-    merged = pd.concat(filled, ignore_index=True) if filled else schema.empty(name)
+    merged = joined(filled, name) if filled else schema.empty(name)
+    if merged is None:
+        merged = pd.concat(filled, ignore_index=True)
     try:
         if tuple(merged.dtypes) != schema.table(name).dtypes:
             # Frames of unlike types have met, and ids may have become floats.

@@ -84,22 +84,24 @@ def judge(batch: Batch, which: Sequence[int], current: pa.Table) -> tuple[list[i
     both = pa.concat_tables([current.select(VERSION_COLUMNS), versions.cast(current.select(VERSION_COLUMNS).schema)])
     ids, start = both.column("diaObjectId").to_pylist(), both.column("validityStartMjdTai").to_pylist()
     near = iter(_objects_near(batch, which, both))
-    latest = dict(zip(ids[: current.num_rows], range(current.num_rows), strict=True))
+    end = current.num_rows
+    version = dict(zip(ids[:end], start[:end], strict=True))
+    latest = dict(zip(ids[:end], range(end), strict=True))
     accepted: list[int] = []
     lost: list[int] = []
-    end = current.num_rows
     for i in which:
         offsets = batch.rows["DiaObject"].offsets
-        own = range(end, end := end + offsets[i + 1] - offsets[i])
-        guard = batch.guards[i]
-        stale = any(k not in latest or start[latest[k]] != version for k, version in guard.items())
-        appeared = any(ids[j] in latest and ids[j] not in guard for j in own)
+        begin, end = end, end + offsets[i + 1] - offsets[i]
+        guard, own = batch.guards[i], dict(zip(ids[begin:end], start[begin:end], strict=True))
+        stale = not guard.items() <= version.items()
+        appeared = not version.keys() & own.keys() <= guard.keys()
         strangers = any(latest.get(ids[j]) == j and ids[j] not in guard for j in next(near))
         if stale or appeared or strangers:
             lost.append(i)
             continue
-        _check_order(batch.keys[i], guard, {ids[j]: start[j] for j in own})
-        latest.update({ids[j]: j for j in own})
+        _check_order(batch.keys[i], guard, own)
+        version |= own
+        latest |= zip(ids[begin:end], range(begin, end), strict=True)
         accepted.append(i)
     return accepted, lost
 

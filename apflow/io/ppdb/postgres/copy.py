@@ -250,7 +250,9 @@ def types_of(rows: pa.Table) -> list[str]:
     return [kinds[field.type] for field in rows.schema]
 
 
-def copy_in(cursor: Cursor, table_name: str, rows: pa.Table, types: Sequence[str] | None = None) -> int:
+def copy_in(
+    cursor: Cursor, table_name: str, rows: pa.Table, types: Sequence[str] | None = None, data: bytes = b""
+) -> int:
     """Append rows to a table by COPY BINARY; gives their number.
 
     Parameters
@@ -261,11 +263,13 @@ def copy_in(cursor: Cursor, table_name: str, rows: pa.Table, types: Sequence[str
         Columns are matched by name; those of the table that are left out get their default.
     types
         PostgreSQL's types of the table's columns, where they are not those of `types_of`.
+    data
+        What `encode` made of the rows, where somebody did already.
     """
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
         sql.Identifier(table_name), columns_sql(rows.column_names)
     )
-    data = encode(rows, types_of(rows) if types is None else types)
+    data = data or encode(rows, types_of(rows) if types is None else types)
     with cursor.copy(statement) as copy:
         copy.write(data)
     return int(rows.num_rows)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.interface import StoreReport
 from apflow.io.ppdb.own_tables import OUTBOX
 from apflow.io.ppdb.postgres import ddl
-from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, copy_out, ids_sql
+from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, copy_out, encode, ids_sql
 from apflow.io.ppdb.postgres.pool import Connection
 from apflow.io.ppdb.postgres.sky import cells_condition
 from apflow.io.ppdb.postgres.turns import tell_ended
@@ -32,6 +33,7 @@ from apflow.model.ledger import Outcome
 
 #: Cells of sky that are locked, 14': a detector touches a few, so that those of one raft hold up no other.
 _LOCK_ORDER = 8
+_COPIED = tuple(name for name in BATCH_TABLES if name != MATCHES)
 #: Detector-visits in the order in which every transaction locks them.
 _KEYS = "unnest(%s::text[], %s::int8[], %s::int2[]) AS k (instrument, visit, detector)"
 
@@ -39,14 +41,17 @@ _KEYS = "unnest(%s::text[], %s::int8[], %s::int2[]) AS k (instrument, visit, det
 def store(con: Connection, batch: Batch) -> StoreReport:
     """Store a batch within the transaction that `con` has open."""
     guard.check_radius(batch)
-    _lock(con, batch)
-    new, already = guard.split_stored(batch.keys, _stored(con, batch.keys))
-    accepted, lost = guard.judge(batch, new, _current(con, batch, new))
-    if accepted:
-        _write_ledger(con, batch, accepted)
-        _write_rows(con, batch, accepted)
-        _write_outbox(con, batch, accepted)
-        tell_ended(con, [batch.keys[i] for i in accepted])
+    with ThreadPoolExecutor(1) as pool:
+        # While the server looks who may be stored: nearly always all.
+        ahead = {name: pool.submit(_encoded, name, batch.rows[name].table) for name in _COPIED}
+        _lock(con, batch)
+        new, already = guard.split_stored(batch.keys, _stored(con, batch.keys))
+        accepted, lost = guard.judge(batch, new, _current(con, batch, new))
+        if accepted:
+            _write_ledger(con, batch, accepted)
+            _write_rows(con, batch, accepted, ahead)
+            _write_outbox(con, batch, accepted)
+            tell_ended(con, [batch.keys[i] for i in accepted])
     stored, before, late = (tuple(batch.keys[i][1:] for i in which) for which in (accepted, already, lost))
     return StoreReport(stored, before, late)
 
@@ -104,7 +109,7 @@ def _write_ledger(con: Connection, batch: Batch, accepted: Sequence[int]) -> Non
     )
 
 
-def _write_rows(con: Connection, batch: Batch, accepted: Sequence[int]) -> None:
+def _write_rows(con: Connection, batch: Batch, accepted: Sequence[int], ahead: Mapping[str, Future[bytes]]) -> None:
     for name in BATCH_TABLES:
         rows = batch.rows[name].of(accepted)
         if not rows.num_rows:
@@ -113,10 +118,17 @@ def _write_rows(con: Connection, batch: Batch, accepted: Sequence[int]) -> None:
             _check_ids(con, rows)
         if name == MATCHES:
             _upsert(con, name, rows, "ON CONFLICT DO NOTHING")
+        elif len(accepted) == len(batch.keys):
+            copy_in(con.cursor(), name, rows, data=ahead[name].result())
         else:
             _copy(con, name, rows)
         if name == "DiaObject":
             _replace(con, "DiaObjectLast", rows.select(list(ddl.types("DiaObjectLast"))), "diaObjectId")
+
+
+def _encoded(name: str, rows: pa.Table) -> bytes:
+    kinds = ddl.types(name)
+    return encode(rows, [kinds[c] for c in rows.column_names]) if rows.num_rows else b""
 
 
 def _copy(con: Connection, name: str, rows: pa.Table, target: str | None = None) -> None:

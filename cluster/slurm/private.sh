@@ -7,13 +7,18 @@ folder=$1
 shift
 PATH=$PATH:/usr/sbin
 export SLURM_CONF
+cd "$folder" || exit 1
 
 end() {
     trap '' TERM INT
     kill -TERM $(jobs -p)
     sleep 0.2
     kill -KILL $(jobs -p) 2> /dev/null
-    # Jobs outlive their slurmd, in sessions of their own; their environment tells whose they are.
+    # Jobs and those who mind them outlive their slurmd, in sessions of their own. The environment of a job tells whose
+    # it is; slurmstepd writes over its own, and stays where its slurmd was started.
+    for step in $(pgrep -x slurmstepd); do
+        [[ /proc/$step/cwd -ef $folder ]] && kill -KILL "$step" 2> /dev/null
+    done
     grep -lzxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ 2> /dev/null \
         | xargs -r grep -lz '^SLURM_JOB_ID=' 2> /dev/null \
         | cut -d / -f 3 | xargs -r kill -KILL 2> /dev/null

@@ -37,6 +37,7 @@ def processes(folder: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             mine = process.environ().get("SLURM_CONF") == f"{folder}/slurm.conf"
+            mine |= process.name() == "slurmstepd" and process.cwd() == folder  # it writes over its environment
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:

@@ -33,8 +33,10 @@ def cast(series: pd.Series, column: Column, dtype: Any, table_name: str) -> Any:
     if not column.nullable and column.name != STAMPED and pd.isna(values).any():
         raise DataError(f"{what} is null in row {int(np.argmax(pd.isna(values)))}; it may not be null")
     if column.length is not None and len(values):
-        longest = max((v for v in np.asarray(values, object) if isinstance(v, str)), key=len, default="")
-        if len(longest) > column.length:
+        texts = pd.Series(values, dtype=dtype)
+        lengths = texts.str.len().fillna(0).to_numpy()
+        if lengths.max() > column.length:
+            longest = texts.iloc[int(np.argmax(lengths))]
             raise DataError(f"{what} is {longest!r}; accepted: at most {column.length} characters")
     return values
 

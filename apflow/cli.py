@@ -197,7 +197,10 @@ def init(
         typer.Option(metavar="DIR", help="Folder, local or in memory, that keeps copies of calibs and templates."),
     ] = "",
 ) -> None:
-    """Make a Butler repository with the camera's instrument, detectors, filters and dataset types."""
+    """Make a Butler repository with the camera's instrument, detectors, filters and dataset types.
+
+    Example: apflow init repo --camera comcam --fast fast-store
+    """
     from apflow.io.butler import create_repository
 
     create_repository(directory, camera, parse_size(size), registry, namespace, fast)
@@ -234,8 +237,8 @@ def detector(
     Exit codes: 0 done, 1 failed, 2 bad request, 20 no template, 21 no calib, 22 cancelled, 65 bad data, 69 a
     service is not there, 70 a defect, 74 input or output failed, 75 no image in time, 130 interrupted.
 
-    Example: apflow detector R22_S11 --ra 150.1 --dec 2.2 --exptime 30 --butler replay/butler
-    --image MC_O_20261122_000001
+    Example: apflow detector R22_S11 --ra 150.1 --dec -32 --exptime 30 --butler replay/butler
+    --image MC_O_20250420_000001
     """
     from apflow.operate.detector import check_request, process_detector
 

@@ -15,7 +15,7 @@
 # Exit codes: 0 done, 1 failed, 2 bad request, 20 no template, 21 no calib, 22 cancelled, 65 bad data, 69 a service is
 # not there, 70 a defect, 74 input or output failed, 75 no image in time, 128+N ended by signal N.
 #
-# Example: visit.sh R22_S11 150.1 -32 none 30 replay/butler MC_O_20261122_000001
+# Example: visit.sh R22_S11 150.1 -32 none 30 replay/butler MC_O_20250420_000001
 set -u
 
 if [[ ${1:-} == --help ]]; then

@@ -1,4 +1,4 @@
-"""Inputs from memory, the fast store and the main store: who serves, who stands in, and what is kept."""
+"""Inputs (D6) from memory, the fast store and the main store: who serves, who stands in, and what is kept."""
 
 from __future__ import annotations
 

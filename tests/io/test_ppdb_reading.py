@@ -1,4 +1,4 @@
-"""What any PPDB reads for association, wherever on the sky."""
+"""What any PPDB reads for association (D8), wherever on the sky."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of the summit: every field parsed and checked."""
+"""Events of the summit (D12): every field parsed and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``apflow detector``: one CCD by hand, and an exit code for each way in which it can end."""
+"""``apflow detector`` (D2, D3): one CCD by hand, and an exit code for each way in which it can end."""
 
 from __future__ import annotations
 

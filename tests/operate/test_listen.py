@@ -1,4 +1,4 @@
-"""``apflow listen`` as the summit sees it: events and images in, alerts out, on real services."""
+"""``apflow listen`` (D12) as the summit sees it: events and images in, alerts out, on real services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cluster/visit.sh``: one CCD by pipetask, and the same products as by `apflow detector` and on Dask."""
+"""``cluster/visit.sh`` (D1, D2): one CCD by pipetask, and the same products as by `apflow detector` and on Dask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts decode, to the last value, in what brokers use: fastavro, avsc, pittgoogle-client, confluent-kafka."""
+"""Alerts (D9) decode, to the last value, in what brokers use: fastavro, avsc, pittgoogle-client, confluent-kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A visit of nine small ComCam CCDs (D1, D4) as batch jobs on a real SLURM, one of them without image and one killed."""
+"""A visit of nine small ComCam CCDs (D1, D4) by batch jobs on a real SLURM: one without image, one killed."""
 
 from __future__ import annotations
 

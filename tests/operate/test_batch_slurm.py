@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,13 +31,19 @@ from apflow.operate.services.slurm import SlurmCluster
 from tests.operate.command import apflow
 
 IMAGE = "MC_O_20261122_000001"
-#: A job that runs until it is told that it may end.
-UNTIL_TOLD = 'until [[ -e ../go ]]; do sleep 0.05; done; echo "$@"'
+#: A job that says that it has begun, and runs until it is told that it may end.
+UNTIL_TOLD = 'touch "../began.$1"; until [[ -e ../go ]]; do sleep 0.05; done; echo "$@"'
 
 
 @pytest.fixture
-def system(slurm: SlurmCluster) -> Slurm:
-    return Slurm(slurm.environment)
+def system(slurm: SlurmCluster) -> Iterator[Slurm]:
+    """The batch system; a test that fails leaves no jobs in the way of the next."""
+    yield Slurm(slurm.environment)
+    slurm.run("scancel", "--user", getpass.getuser())
+    deadline = time.monotonic() + 30
+    while slurm.run("squeue", "--noheader"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,8 @@ def test_a_killed_job_is_told_and_sent_again(
     system: Slurm, slurm: SlurmCluster, planned: Callable[..., Submission], tmp_path: Path
 ):
     sent = submit(planned(UNTIL_TOLD, range(3)), system)
-    until(system, sent.folder, lambda reports: all(one.phase is Phase.RUNNING for one in reports))
+    # SLURM calls a job running before its shell does, and a signal that comes earlier is lost.
+    until(system, sent.folder, lambda reports: len(list(tmp_path.glob("began.*"))) == 3)
     slurm.run("scancel", "--batch", "--signal=KILL", f"{sent.attempts[0].job}_1")
     told = until(system, sent.folder, lambda reports: reports[1].phase is Phase.ENDED)
     assert told[1].died and told[1].state is None and told[0].phase is Phase.RUNNING

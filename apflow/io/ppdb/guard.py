@@ -95,7 +95,7 @@ def judge(batch: Batch, which: Sequence[int], current: pa.Table) -> tuple[list[i
         guard, own = batch.guards[i], dict(zip(ids[begin:end], start[begin:end], strict=True))
         stale = not guard.items() <= version.items()
         appeared = not version.keys() & own.keys() <= guard.keys()
-        strangers = any(latest.get(ids[j]) == j and ids[j] not in guard for j in next(near))
+        strangers = any(latest.get(ids[j]) == j for j in next(near) if ids[j] not in guard)
         if stale or appeared or strangers:
             lost.append(i)
             continue

@@ -48,10 +48,12 @@ def cells_condition(cells: I8, order: int) -> sql.SQL:
 
 def _ranges(cells: I8, order: int) -> I8:
     """First and last pixel of order 20 of each run of cells; cells are made larger until the runs are few."""
-    runs = _runs(np.unique(cells))
+    cells = np.unique(cells)
+    runs = _runs(cells)
     while len(runs) > _MOST_RANGES:
-        cells, order = np.asarray(cells) >> 2, order - 1
-        runs = _runs(np.unique(cells))
+        cells, order = cells >> 2, order - 1
+        cells = cells[np.flatnonzero(np.diff(cells, prepend=-1))]  # still in order, where np.unique would sort again
+        runs = _runs(cells)
     shift = 2 * (ORDER - order)
     return np.stack([runs[:, 0] << shift, ((runs[:, 1] + 1) << shift) - 1], -1)
 

@@ -1,4 +1,4 @@
-"""What the association of detectors reads: four statements a few detectors, whatever their tables hold."""
+"""What the association of detectors reads: two statements a few detectors, whatever their tables hold."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ _SINCE = (
     'AND t."timeWithdrawnMjdTai" IS NULL'
 )
 _SKY = tuple((name, packed_sql(name, _IN_RANGES.format(name))) for name in ("DiaObjectLast", "DrpObject"))
-_OBJECTS = (("DiaObject", packed_sql("DiaObject", _VERSIONS)),)
-_SOURCES, _FORCED = (((name, packed_sql(name, _SINCE.format(name))),) for name in ROW_ID)
+_HISTORY = (
+    ("DiaObject", packed_sql("DiaObject", _VERSIONS)),
+    *((name, packed_sql(name, _SINCE.format(name))) for name in ROW_ID),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,34 +147,25 @@ def _batched(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _ask(con: Connection, pieces: Sequence[_Piece], days: float) -> list[Packed]:
-    """The DiaObjects, DiaSources and DiaForcedSources of some pieces, none twice."""
-    objects, span = _asked(pieces, days)
-    # One statement each: joined in one, each scan costs the server a quarter more.
-    asked = ((_OBJECTS, objects), (_SOURCES, span), (_FORCED, span))
-    return [rows for select, params in asked for rows in rows_of(con, select, params)]
-
-
-def _asked(pieces: Sequence[_Piece], days: float) -> tuple[list[Any], list[Any]]:
-    """Parameters of the statements for the versions of objects, and for the histories."""
+    """The rows of some pieces, none twice."""
     versions, at = np.unique(np.concatenate([p.versions for p in pieces]), return_index=True)
     starts = np.concatenate([p.starts for p in pieces])[at]
-    until = [p.wanted.mjd_tai for p in pieces]
     ids = array_text(np.unique(np.concatenate([p.near for p in pieces])))
-    return [array_text(versions), array_text(starts)], [ids, min(until) - days, max(until)]
+    until = [p.wanted.mjd_tai for p in pieces]
+    span = [ids, min(until) - days, max(until)]
+    return rows_of(con, _HISTORY, [array_text(versions), array_text(starts), *span, *span])
 
 
 def _frames(rows: Sequence[Packed], pieces: Sequence[_Piece], days: float) -> list[_Frames]:
-    versions, sources, forced = rows
-    dealt = _of_versions(versions, pieces), _dealt(sources, pieces, days), _dealt(forced, pieces, days)
-    return [_Frames(*frames) for frames in zip(*dealt, strict=True)]
-
-
-def _dealt(packed: Packed, pieces: Sequence[_Piece], days: float) -> list[pd.DataFrame]:
-    """The rows of each piece of a history, by time and id."""
+    versions, *histories = rows
     until = np.array([p.wanted.mjd_tai for p in pieces])
-    row_id, mjd, objects = (packed.column(c) for c in (ROW_ID[packed.name], "midpointMjdTai", "diaObjectId"))
-    take, offsets = history_order(row_id, mjd, objects, [p.near for p in pieces], until - days, until)
-    return [packed.frame(take[a:b]) for a, b in itertools.pairwise(offsets.tolist())]
+    near = [p.near for p in pieces]
+    columns = [_of_versions(versions, pieces)]
+    for packed in histories:
+        row_id, mjd, objects = (packed.column(c) for c in (ROW_ID[packed.name], "midpointMjdTai", "diaObjectId"))
+        take, offsets = history_order(row_id, mjd, objects, near, until - days, until)
+        columns.append([packed.frame(take[a:b]) for a, b in itertools.pairwise(offsets.tolist())])
+    return [_Frames(*frames) for frames in zip(*columns, strict=True)]
 
 
 def _of_versions(rows: Packed, pieces: Sequence[_Piece]) -> list[pd.DataFrame]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from apflow.errors import BadRequest
 from apflow.model.camera import load_camera
 from apflow.model.ids import parse_image_name
-from apflow.operate.batch.submission import RECORD, Limits, Submission, VisitArguments, alone, load
+from apflow.operate.alone import alone
+from apflow.operate.batch.submission import RECORD, Limits, Submission, VisitArguments, load
 from apflow.operate.batch.system import BatchSystem, Phase, open_system
 from apflow.operate.batch.track import TaskReport, died, look, read_ledger, report
 from apflow.operate.repository import repository_config

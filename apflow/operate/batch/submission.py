@@ -13,12 +13,10 @@ The folder of a submission holds
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,19 +228,6 @@ def load(folder: Path) -> Submission:
     except ValueError as error:
         raise BadRequest(f"{path} is no record of a submission: {error}") from error
     return _submission(folder, tree)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process changes the submission of the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise BadRequest(f"folder {folder}: {error.strerror}; accepted: one that can be written to") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _submission(folder: Path, tree: Mapping[str, Any]) -> Submission:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psycopg
 
-from apflow.errors import BadRequest
+from apflow.operate.alone import alone
 from apflow.operate.services.kafka import KafkaBroker
 from apflow.operate.services.postgres import PostgresServer
 from apflow.operate.services.registry import SchemaRegistry
@@ -39,7 +38,7 @@ def up(folder: Path, names: Sequence[str], tell: Callable[[str], None]) -> None:
     ServiceError
         One did not start; those before it run on.
     """
-    with _alone(folder):
+    with alone(folder):
         for name in names:
             server = KINDS[name](folder / name)
             if not server.running:
@@ -54,7 +53,7 @@ def up(folder: Path, names: Sequence[str], tell: Callable[[str], None]) -> None:
 
 def down(folder: Path, names: Sequence[str], tell: Callable[[str], None]) -> None:
     """Stop those that run; their data stay in `folder`."""
-    with _alone(folder):
+    with alone(folder):
         for name in reversed(names):
             server = KINDS[name](folder / name)
             if server.running:
@@ -83,16 +82,3 @@ def configuration(folder: Path) -> str:
         if registry.running:
             lines.append(f'registry = "{registry.url}"')
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process starts or stops services of the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise BadRequest(f"folder {folder}: {error.strerror}; accepted: one that can be written to") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -38,8 +38,6 @@ class Service:
     Parameters
     ----------
     desk : `Desk`
-    runs : `Runs`
-        Its `post` is the service's `post_ended`.
     doors : sequence of `Door`
     journal : `Journal`
     config : `Config`
@@ -76,6 +74,11 @@ class Service:
 
     def run(self, runs: Runs) -> None:
         """Serve until every door is closed for good and nothing is left to wait for.
+
+        Parameters
+        ----------
+        runs : `Runs`
+            Its `post` is this service's `post_ended`.
 
         Raises
         ------

@@ -125,6 +125,24 @@ class Invocation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Raw calibration (DMTN-092 section 2.3)."""
+
+    ranges: str = ""  # TOML file of Acceptable, Warning and Alert; empty: those that come with apflow
+
+
+@dataclass(frozen=True)
+class Sasquatch:
+    """Where metrics are sent; nowhere while `url` is empty."""
+
+    url: str = ""  # of Sasquatch's REST proxy
+    namespace: str = "lsst.prompt"
+    token_file: str = ""  # holds the Bearer token in its first line
+    timeout_s: float = 10.0  # of one request
+    spool_mib: float = 1000.0  # kept on disk while the service is away; the oldest give way
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run needs to know.
 
@@ -159,6 +177,8 @@ class Config:
     kafka: Kafka = field(default_factory=Kafka)
     invocation: Invocation = field(default_factory=Invocation)
     inputs: Inputs = field(default_factory=Inputs)
+    calibration: Calibration = field(default_factory=Calibration)
+    sasquatch: Sasquatch = field(default_factory=Sasquatch)
 
     @property
     def processing_id(self) -> str:

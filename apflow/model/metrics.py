@@ -26,6 +26,28 @@ class Metric:
     description: str
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of one action on one dataset: one point in time.
+
+    Attributes
+    ----------
+    action : `str`
+        What measured, such as ``calibrate``; a topic of Sasquatch.
+    values : mapping of `str` to `float` or `None`
+        All metrics of the action, None where there is none: the list never shrinks.
+    identifiers : mapping of `str` to `str` or `int`
+        The data id: instrument, visit or exposure, detector, band ...
+    mjd_mid_tai : `float`
+        Midpoint of the exposure, MJD TAI.
+    """
+
+    action: str
+    values: Mapping[str, float | None]
+    identifiers: Mapping[str, str | int]
+    mjd_mid_tai: float
+
+
 def complete(metrics: Iterable[Metric], values: Mapping[str, float | None]) -> dict[str, float | None]:
     """Values of all `metrics` in their order; None for what is missing or not finite, never 0."""
     found = {metric.name: values.get(metric.name) for metric in metrics}

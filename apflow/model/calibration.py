@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apflow.errors import BadRequest
-from apflow.model.products import InputRef, OutputFile
+from apflow.model.products import OutputFile
 from apflow.model.verdict import Verdict
 
 F4 = NDArray[np.float32]
@@ -30,6 +30,12 @@ class Intent(enum.StrEnum):
         """As headers and startIntegration say it."""
         return self.value.upper()
 
+    @property
+    def masters(self) -> tuple[str, ...]:
+        """Master calibs by which such an exposure is corrected, or with which it is compared."""
+        corrections = {Intent.BIAS: ("bias",), Intent.DARK: ("bias", "dark")}
+        return (*corrections.get(self, ("bias", "dark", "flat")), "defects")
+
     @classmethod
     def of(cls, image_type: str) -> Intent:
         """The intent of an image type or of a word of the command line, in any case.
@@ -43,6 +49,11 @@ class Intent(enum.StrEnum):
             return cls(image_type.lower())
         except ValueError:
             raise BadRequest(f"intent {image_type!r} is unknown; accepted: {', '.join(cls)}") from None
+
+
+def is_calibration(image_type: str) -> bool:
+    """Whether images of a type, in any case, are raw calibrations, which look at no sky."""
+    return image_type.lower() in set(Intent)
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,29 @@ class CalibrationExposure:
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """A calibration exposure with its resolved inputs by detector id; a path is None where there is nothing."""
+    """A calibration exposure with its resolved inputs by detector id.
+
+    Attributes
+    ----------
+    exposure : `CalibrationExposure`
+    run : `str`
+        Butler RUN collection of the outputs.
+    masters : mapping
+        Paths of the bias, dark, flat and defects that are valid, those of them
+        that the intent needs. While nobody knows the filter, flats stand under
+        ``flat <physical_filter>`` of each.
+    partners : mapping
+        Paths of the raws of an earlier flat; whether it is of the same light,
+        and there at all, shows when it is read.
+    copies : mapping
+        By path of a master: that of its copy in the fast store, made or not.
+    """
 
     exposure: CalibrationExposure
-    run: str  # Butler RUN collection of the outputs
-    masters: Mapping[int, Mapping[str, str]]  # paths of bias, dark, flat, defects that are valid
-    partners: Mapping[int, str]  # paths of the raws of an earlier flat of the same light
-    refs: Mapping[int, tuple[InputRef, ...]] = field(default_factory=dict)
+    run: str
+    masters: Mapping[int, Mapping[str, str]]
+    partners: Mapping[int, str]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from apflow.io.arrivals.database_board import DatabaseBoard
 
 _DETECTOR_VISIT = ("instrument", "visit", "detector")
+_DETECTOR_EXPOSURE = ("instrument", "exposure", "detector")
 #: Name, dimensions, storage class, whether it has validity ranges.
 DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
-    ("raw", ("instrument", "exposure", "detector"), "ApflowRaw", False),
+    ("raw", _DETECTOR_EXPOSURE, "ApflowRaw", False),
     ("bias", ("instrument", "detector"), "ApflowImage", True),
     ("dark", ("instrument", "detector"), "ApflowImage", True),
     ("flat", ("instrument", "detector", "physical_filter"), "ApflowImage", True),
@@ -32,6 +33,9 @@ DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
     ("ap_provenance", _DETECTOR_VISIT, "ApflowProvenance", False),
+    ("calibration_metrics", _DETECTOR_EXPOSURE, "MetricMeasurementBundle", False),
+    ("calibration_picture", _DETECTOR_EXPOSURE, "ApflowImage", False),
+    ("calibration_exposure_metrics", ("instrument", "exposure"), "MetricMeasurementBundle", False),
 )
 SETTINGS = "apflow.toml"
 

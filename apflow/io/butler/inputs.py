@@ -46,13 +46,13 @@ def find_inputs(repository: Repository, visit: Visit, detectors: Sequence[int], 
         for d in detectors
     }
     time, physical_filter, band = _circumstances(repository, visit)
-    calibs = {kind: _calibs(repository, kind, time, physical_filter) for kind in CALIBS}
+    calibs = {kind: find_calibs(repository, kind, time, physical_filter) for kind in CALIBS}
     skymap, cells, templates = _templates(repository, regions, band)
     shards = {d: _shards(region) for d, region in regions.items()}
     reference = _reference(repository, {s for of in shards.values() for s in of})
     moving = _ss_objects(repository, visit.group)
     fast = [*templates.values(), *reference.values(), *(ref for kind in calibs.values() for ref in kind.values())]
-    local, copies = _local_paths(repository, [*fast, *moving.values()]), _copies(repository, fast)
+    local, copies = local_paths(repository, [*fast, *moving.values()]), copy_paths(repository, fast)
     found: dict[int, Inputs] = {}
     for d in detectors:
         one = {kind: calibs[kind][d] for kind in CALIBS if d in calibs[kind]}
@@ -92,7 +92,7 @@ def _circumstances(repository: Repository, visit: Visit) -> tuple[Time, str, str
     return Time((date - dt.date(1858, 11, 17)).days + 1.0, format="mjd", scale="tai"), physical_filter, band
 
 
-def _calibs(repository: Repository, kind: str, time: Time, physical_filter: str) -> dict[int, DatasetRef]:
+def find_calibs(repository: Repository, kind: str, time: Time, physical_filter: str) -> dict[int, DatasetRef]:
     """Calibs of one kind that are valid at a time, by detector."""
     where: dict[str, Any] = {"instrument": repository.instrument}
     if kind == "flat":
@@ -154,12 +154,12 @@ def _ss_objects(repository: Repository, group: str) -> dict[int, DatasetRef]:
         return {int(r.dataId["detector"]): r for r in datasets.where(instrument=repository.instrument, group=group)}
 
 
-def _local_paths(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
+def local_paths(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
     """Paths in the main Datastore by dataset id: one query for all, where `Butler.getURI` asks once a dataset."""
     return _paths(_datastores(repository)[-1].getManyURIs(refs))
 
 
-def _copies(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
+def copy_paths(repository: Repository, refs: Sequence[DatasetRef]) -> dict[Any, str]:
     """Paths in the fast Datastore, where there is one, by dataset id: nothing is asked of it."""
     *fast, _ = _datastores(repository)
     return _paths(fast[0].getManyURIs(refs, predict=True)) if fast else {}

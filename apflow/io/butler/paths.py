@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from apflow.config import Config
 from apflow.errors import BadRequest
+from apflow.model.calibration import CalibrationExposure
 from apflow.model.ids import day_obs_of, image_name
 from apflow.model.visit import Visit
 
@@ -16,6 +17,12 @@ OUTPUTS = {
     "dia_source_detector": "parquet",
     "ap_metrics": "json",
     "ap_provenance": "json",
+}
+#: The same of calibration exposures.
+CHECKS = {
+    "calibration_metrics": "json",
+    "calibration_picture": "fits",
+    "calibration_exposure_metrics": "json",
 }
 
 
@@ -36,6 +43,33 @@ def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int
 def output_run(visit: Visit, config: Config) -> str:
     """Run collection of the outputs of a visit: one a night and configuration."""
     return f"{prompt_chain(visit.instrument)}/{day_obs_of(visit.visit)}/{config.processing_id}"
+
+
+def checks_path(root: str | Path, dataset_type: str, exposure: CalibrationExposure, detector: int | None = None) -> str:
+    """Path of an output of a calibration exposure, or of one detector of it, the same whoever asks.
+
+    Raises
+    ------
+    BadRequest
+        Calibration exposures have no such dataset type.
+    """
+    if dataset_type not in CHECKS:
+        raise BadRequest(f"{dataset_type!r} is no output of a calibration; accepted: {', '.join(CHECKS)}")
+    where = "" if detector is None else f"_{detector:03d}"
+    number = exposure.exposure
+    name = f"{dataset_type}_{exposure.instrument}_{number}{where}.{CHECKS[dataset_type]}"
+    run = Path(root).resolve() / checks_run(exposure.instrument, number)
+    return str(run / dataset_type / str(number) / name)
+
+
+def checks_run(instrument: str, exposure: int) -> str:
+    """Run collection of what is found of calibration exposures: one a night."""
+    return f"{checks_chain(instrument)}/{day_obs_of(exposure)}"
+
+
+def checks_chain(instrument: str) -> str:
+    """CHAINED collection of what is found of calibration exposures, the newest night first."""
+    return f"{instrument}/calibration-checks"
 
 
 def raw_path(root: Path, instrument: str, exposure: int, prefix: str, detector: str) -> Path:

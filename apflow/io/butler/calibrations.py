@@ -1,0 +1,163 @@
+"""What a calibration exposure needs from the repository, and what is found of it, by a handful of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astropy.time import Time
+from lsst.daf.butler import DatasetRef, DatasetType, DimensionRecord, MissingDatasetTypeError
+from lsst.daf.butler.registry import (  # type: ignore[attr-defined]
+    CollectionType,
+    ConflictingDefinitionError,
+    MissingCollectionError,
+)
+
+from apflow.io.butler import paths
+from apflow.io.butler.create import DATASET_TYPES
+from apflow.io.butler.ingest import ingest
+from apflow.io.butler.inputs import copy_paths, find_calibs, local_paths
+from apflow.io.butler.repository import Repository
+from apflow.model.calibration import CalibrationExposure, CalibrationPlan, Intent
+from apflow.model.ids import day_obs_of, mid_night, parse_image_name
+from apflow.model.products import OutputFile
+
+#: Exposure times of two flats of the same light differ by no more than this part.
+SAME_LIGHT = 0.01
+
+
+def find_plan(repository: Repository, exposure: CalibrationExposure, detectors: Sequence[int]) -> CalibrationPlan:
+    """Resolve the inputs of all detectors of an exposure.
+
+    Masters are those valid when the exposure began, or in the middle of its
+    night while it is not registered.
+    """
+    record = _record(repository, exposure.exposure)
+    time = record.timespan.begin if record else Time(mid_night(exposure.exposure), format="mjd", scale="tai")
+    physical_filter = exposure.physical_filter or (record.physical_filter if record else "")
+    found = _masters(repository, exposure.intent, time, physical_filter)
+    refs = [ref for of in found.values() for ref in of.values()]
+    local, copies = local_paths(repository, refs), copy_paths(repository, refs)
+    partners = _partners(repository, exposure, physical_filter) if exposure.intent is Intent.FLAT else {}
+    return CalibrationPlan(
+        exposure,
+        paths.checks_run(exposure.instrument, exposure.exposure),
+        masters={d: {kind: local[of[d].id] for kind, of in found.items() if d in of} for d in detectors},
+        partners={d: partners[d] for d in detectors if d in partners},
+        copies={local[key]: copy for key, copy in copies.items()},
+    )
+
+
+def _record(repository: Repository, exposure: int) -> DimensionRecord | None:
+    records = repository.butler.query_dimension_records(
+        "exposure", instrument=repository.instrument, exposure=exposure, explain=False
+    )
+    return records[0] if records else None
+
+
+def _masters(
+    repository: Repository, intent: Intent, time: Time, physical_filter: str
+) -> dict[str, dict[int, DatasetRef]]:
+    """Masters by what they are called in a plan, by detector."""
+    filters = (
+        {"": physical_filter}
+        if physical_filter
+        else {f" {f.physical_filter}": f.physical_filter for f in repository.camera.filters}
+    )
+    found: dict[str, dict[int, DatasetRef]] = {}
+    for kind in intent.masters:
+        if kind == "flat":
+            found |= {kind + suffix: find_calibs(repository, kind, time, name) for suffix, name in filters.items()}
+        else:
+            found[kind] = find_calibs(repository, kind, time, "")
+    return found
+
+
+def _partners(repository: Repository, exposure: CalibrationExposure, physical_filter: str) -> dict[int, str]:
+    """Paths of the raws of an earlier flat by detector.
+
+    Of the exposure that is named, or else of the latest earlier flat of the
+    night with the same filter and exposure time. The exposure right before
+    comes first while nobody knows what it is: images of a pair are often
+    registered after the second was announced.
+    """
+    instrument, number = exposure.instrument, exposure.exposure
+    day = day_obs_of(number)
+    if exposure.partner:
+        candidates, before = [parse_image_name(exposure.partner).exposure], None
+    else:
+        records = repository.butler.query_dimension_records(
+            "exposure",
+            instrument=instrument,
+            where="exposure.day_obs = day AND exposure.id < number",
+            bind={"day": day, "number": number},
+            explain=False,
+        )
+        candidates = [r.id for r in records if _same_light(r, physical_filter, exposure.exposure_time_s)]
+        before = None if number - 1 in {r.id for r in records} else number - 1
+    found: dict[int, int] = {}
+    if candidates:
+        refs = repository.butler.query_datasets(
+            "raw",
+            paths.raw_run(instrument),
+            instrument=instrument,
+            where="exposure IN (candidates)",
+            bind={"candidates": candidates},
+            limit=None,
+            explain=False,
+        )
+        for ref in refs:
+            detector = int(ref.dataId["detector"])
+            found[detector] = max(found.get(detector, 0), int(ref.dataId["exposure"]))
+    if before is not None and day_obs_of(before) == day:
+        found |= {d.id: before for d in repository.camera.detectors}
+    names = {d.id: d.name for d in repository.camera.detectors}
+    prefix = repository.camera.image_prefix
+    return {d: str(paths.raw_path(repository.root, instrument, e, prefix, names[d])) for d, e in found.items()}
+
+
+def _same_light(record: DimensionRecord, physical_filter: str, exposure_time_s: float) -> bool:
+    if record.observation_type != Intent.FLAT or physical_filter not in ("", record.physical_filter):
+        return False
+    return bool(abs(record.exposure_time - exposure_time_s) <= SAME_LIGHT * exposure_time_s)
+
+
+def register_checks(repository: Repository, run: str, outputs: Iterable[tuple[OutputFile, Mapping[str, Any]]]) -> int:
+    """Register files with their data ids by one ingest; those that are registered are left as they are.
+
+    A repository that an earlier version made gets the dataset types and collections that it lacks.
+
+    Returns
+    -------
+    registered : `int`
+        How many files were given.
+    """
+    butler, instrument = repository.butler, repository.instrument
+    files = [(Path(o.path), o.dataset_type, {"instrument": instrument, **data_id}) for o, data_id in outputs]
+    _join_chain(repository, run)
+    try:
+        ingest(butler, run, files)
+    except MissingDatasetTypeError:
+        for name, dimensions, storage_class, _ in DATASET_TYPES:
+            if name in paths.CHECKS:
+                butler.registry.registerDatasetType(
+                    DatasetType(name, dimensions, storage_class, universe=butler.dimensions)
+                )
+        ingest(butler, run, files)
+    except ConflictingDefinitionError:
+        # A gather that was run again elsewhere was faster: what it registered is now skipped.
+        ingest(butler, run, files)
+    return len(files)
+
+
+def _join_chain(repository: Repository, run: str) -> None:
+    collections, chain = repository.butler.collections, paths.checks_chain(repository.instrument)
+    collections.register(run)
+    try:
+        children = collections.get_info(chain).children
+    except MissingCollectionError:
+        collections.register(chain, CollectionType.CHAINED)
+        children = ()
+    if run not in children:
+        collections.prepend_chain(chain, run)

@@ -1,0 +1,279 @@
+"""Raw calibration: a bias, dark, flat or CBP exposure against master calibs and the camera's limits (DMTN-092 2.3).
+
+Every step that writes is idempotent by (instrument, exposure, detector): files
+have predicted paths, a dataset that is registered is left as it is, and
+measurements sent twice are the same points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apflow.config import Config
+from apflow.errors import Misannounced
+from apflow.graph import node
+from apflow.io.arrivals import await_images
+from apflow.io.butler import Repository
+from apflow.io.butler.paths import checks_path
+from apflow.io.fits import read_image, read_raw, write_image
+from apflow.io.input_cache import InputReader
+from apflow.io.metrics import write_bundle
+from apflow.io.sasquatch import send_later
+from apflow.model.calibration import CalibrationExposure, CalibrationPlan, CalibrationResult, Intent, Masters
+from apflow.model.calibration_bundle import (
+    DETECTOR_ACTION,
+    EXPOSURE,
+    EXPOSURE_ACTION,
+    catalogue,
+    detector_values,
+    exposure_values,
+)
+from apflow.model.calibration_metrics import default_ranges, verdicts_of
+from apflow.model.camera import load_camera
+from apflow.model.exposure import ImageInfo, Raw
+from apflow.model.ids import day_obs_of
+from apflow.model.ledger import Ended, Failure, Outcome, State
+from apflow.model.metrics import Measurement
+from apflow.model.products import Inputs, OutputFile, Snaps
+from apflow.model.verdict import Range, Verdict, load_ranges
+from apflow.pixels.calibration_checks import check
+
+#: Header and announcement may differ in exposure time by this part before it is reported.
+_EXPOSURE_TOLERANCE = 0.05
+#: Exposure times of two flats of the same light differ by no more than this part.
+_SAME_LIGHT = 0.01
+
+
+@node(gather=True)
+def open_calibration(exposure: CalibrationExposure, detectors: Sequence[int], config: Config) -> CalibrationPlan:
+    """Resolve the masters of all detectors and an earlier flat at once."""
+    from apflow.io.butler.calibrations import find_plan
+
+    return find_plan(Repository.open(config.butler), exposure, detectors)
+
+
+@node
+def fetch_masters(plan: CalibrationPlan, detector: int, config: Config) -> Masters:
+    """Master calibs that are valid for the exposure, from where they are fastest to be had; None for the others."""
+    return _read_masters(plan, detector, "", config)
+
+
+def _read_masters(plan: CalibrationPlan, detector: int, physical_filter: str, config: Config) -> Masters:
+    found = dict(plan.masters[detector])
+    if f"flat {physical_filter}" in found:
+        found["flat"] = found[f"flat {physical_filter}"]
+    inputs = Inputs(None, None, None, None, templates=(), reference=(), copies=plan.copies)
+    reader = InputReader(inputs, config.inputs, plan.exposure.exposure, detector)
+    planes = {kind: reader.read(found[kind], read_image) for kind in ("bias", "dark", "flat") if kind in found}
+    if "defects" in found:
+        return Masters(**planes, defects=reader.read(found["defects"], _read_defects))
+    return Masters(**planes)
+
+
+def _read_defects(path: str) -> NDArray[np.bool_]:
+    return read_image(path).astype(bool)
+
+
+@node(waits=True)
+def await_calibration_image(exposure: CalibrationExposure, detector: int, config: Config) -> Snaps:
+    """Block until the image is received and registered, or time out.
+
+    Gives its path, not pixels, so that a detector that waits holds no memory.
+    The image is known by its name: groups of calibrations have any number of exposures.
+    """
+    return await_images(
+        config.butler,
+        exposure.instrument,
+        "",
+        detector,
+        nsnaps=1,
+        timeout_s=config.timing.image_timeout_s,
+        images=(exposure.image,),
+    )
+
+
+@node
+def check_calibration(plan: CalibrationPlan, image: Snaps, masters: Masters, config: Config) -> CalibrationResult:
+    """Correct the image as far as its intent allows, measure what is left, and judge it."""
+    raw = read_raw(image.raws[0].path)
+    info, detector = raw.info, load_camera(config.camera, config.size).detector(raw.info.detector)
+    exposure, notes = _with_header(plan.exposure, info)
+    wanted = plan.masters[detector.id]
+    if f"flat {info.physical_filter}" in wanted:  # nobody knew the filter before
+        masters = _read_masters(plan, detector.id, info.physical_filter, config)
+    partner = _partner(plan, detector.id, info)
+    if plan.exposure.partner and partner is None:
+        notes.append(f"partner {plan.exposure.partner} is not there, or no flat of the same light: Warning")
+    notes += [f"no master {kind} is valid: Warning" for kind in _missing(exposure.intent, masters)]
+    checks = check(raw, detector, masters, exposure.intent, partner)
+    verdicts, reasons = verdicts_of(checks, ranges_of(config))
+    if notes:
+        verdicts = {**verdicts, "detector": max(verdicts.get("detector", Verdict.WARNING), Verdict.WARNING)}
+    return CalibrationResult(
+        exposure=exposure,
+        detector=detector.id,
+        checks=checks,
+        verdicts=verdicts,
+        reasons=(*notes, *reasons),
+        outputs=(),
+        arrived_unix=image.raws[0].arrived_unix,
+        mjd_mid_tai=info.mjd_mid_tai,
+    )
+
+
+def ranges_of(config: Config) -> dict[str, dict[str, Range]]:
+    """What is Acceptable, Warning and Alert, by action and metric."""
+    return load_ranges(config.calibration.ranges) if config.calibration.ranges else default_ranges()
+
+
+def _missing(intent: Intent, masters: Masters) -> list[str]:
+    return [kind for kind in intent.masters if getattr(masters, kind) is None]
+
+
+def _with_header(exposure: CalibrationExposure, info: ImageInfo) -> tuple[CalibrationExposure, list[str]]:
+    """The exposure with what the header tells, and what was announced otherwise.
+
+    Raises
+    ------
+    Misannounced
+        It is of another intent or in another filter.
+    """
+    name, notes = exposure.image, []
+    if info.image_type.upper() != exposure.intent.image_type:
+        raise Misannounced(
+            f"image {name} is of type {info.image_type}, it was announced as {exposure.intent.image_type}"
+        )
+    if exposure.physical_filter and info.physical_filter and exposure.physical_filter != info.physical_filter:
+        raise Misannounced(
+            f"image {name} is in filter {info.physical_filter}, it was announced in {exposure.physical_filter}"
+        )
+    announced_s = exposure.exposure_time_s
+    if abs(info.exposure_time_s - announced_s) > _EXPOSURE_TOLERANCE * announced_s:
+        notes.append(f"exposure time is {info.exposure_time_s:g} s, announced were {announced_s:g} s: Warning")
+    told = dataclasses.replace(
+        exposure,
+        group=info.group,
+        physical_filter=info.physical_filter,
+        exposure_time_s=info.exposure_time_s,
+    )
+    return told, notes
+
+
+def _partner(plan: CalibrationPlan, detector: int, info: ImageInfo) -> Raw | None:
+    """The raw of an earlier flat, where there is one and it is of the same light."""
+    path = plan.partners.get(detector)
+    if path is None or not Path(path).is_file():
+        return None
+    raw = read_raw(path)
+    same_time = abs(raw.info.exposure_time_s - info.exposure_time_s) <= _SAME_LIGHT * info.exposure_time_s
+    same_filter = raw.info.physical_filter == info.physical_filter
+    is_flat = raw.info.image_type.upper() == Intent.FLAT.image_type
+    return raw if is_flat and same_filter and same_time else None
+
+
+@node
+def keep_checks(plan: CalibrationPlan, checked: CalibrationResult, config: Config) -> CalibrationResult:
+    """Write metrics and picture where the Butler will find them; a gather registers them."""
+    exposure, detector = checked.exposure, checked.detector
+    kinds = ("calibration_metrics", "calibration_picture")
+    metrics, picture = (checks_path(config.butler, kind, exposure, detector) for kind in kinds)
+    data_id = {"instrument": exposure.instrument, "exposure": exposure.exposure, "detector": detector}
+    actions = catalogue(list(checked.checks.amplifiers))
+    write_bundle(metrics, actions, detector_values(checked), data_id, checked.mjd_mid_tai)
+    write_image(picture, checked.checks.picture, {"EXPID": exposure.exposure, "DETNUM": detector})
+    outputs = (OutputFile(kinds[0], metrics), OutputFile(kinds[1], picture))
+    return dataclasses.replace(checked, outputs=outputs)
+
+
+@node(gather=True, retries=2)
+def register_checks(plan: CalibrationPlan, batch: Sequence[Ended], config: Config) -> tuple[Outcome, ...]:
+    """Register the files of a batch by one Butler ingest; gives how each detector ended."""
+    results: list[CalibrationResult] = [e.value for e in batch if e.failure is None]
+    number = plan.exposure.exposure
+    if results:
+        from apflow.io.butler.calibrations import register_checks as register
+
+        outputs = [(o, {"exposure": number, "detector": r.detector}) for r in results for o in r.outputs]
+        register(Repository.open(config.butler, writeable=True), plan.run, outputs)
+    return tuple(_outcome(plan.exposure, end) for end in batch)
+
+
+def _outcome(exposure: CalibrationExposure, end: Ended) -> Outcome:
+    common = Outcome(exposure.instrument, exposure.exposure, end.detector, State.DONE, steps=end.steps)
+    if end.failure is not None:
+        failure = end.failure
+        return dataclasses.replace(common, state=failure.state, cause=failure.cause, step=failure.step)
+    result: CalibrationResult = end.value
+    values = detector_values(result)[DETECTOR_ACTION]
+    return dataclasses.replace(
+        common,
+        cause="; ".join(result.reasons),
+        arrived_unix=result.arrived_unix,
+        metrics={k: v for k, v in values.items() if v is not None} | {"mjd_mid_tai": result.mjd_mid_tai},
+    )
+
+
+@node(gather=True)
+def dispatch_checks(batch: Sequence[Ended], config: Config) -> int:
+    """Send the metrics of a batch to Sasquatch, in the background; gives how many points they are."""
+    results: list[CalibrationResult] = [e.value for e in batch if e.failure is None]
+    points = [
+        Measurement(action, values, _identifiers(r.exposure) | {"detector": r.detector}, r.mjd_mid_tai)
+        for r in results
+        for action, values in detector_values(r).items()
+    ]
+    send_later(points, config)
+    return len(points)
+
+
+def _identifiers(exposure: CalibrationExposure) -> dict[str, Any]:
+    return {
+        "instrument": exposure.instrument,
+        "exposure": exposure.exposure,
+        "group": exposure.group,
+        "day_obs": day_obs_of(exposure.exposure),
+        "physical_filter": exposure.physical_filter,
+    }
+
+
+@node(gather=True)
+def calibration_report(
+    plan: CalibrationPlan,
+    detectors: Sequence[int],
+    registered: Sequence[tuple[Outcome, ...] | Failure],
+    config: Config,
+) -> tuple[Outcome, ...]:
+    """One terminal state for every detector; the metrics of the whole exposure are kept and sent.
+
+    A batch that could not be registered leaves its detectors without an
+    outcome: they end as failed with its cause.
+    """
+    exposure = plan.exposure
+    ended = {o.detector: o for batch in registered if not isinstance(batch, Failure) for o in batch}
+    broken = [batch for batch in registered if isinstance(batch, Failure)]
+    step, cause = (broken[0].step, broken[0].cause) if broken else ("register_checks", "no batch had this detector")
+    outcomes = tuple(
+        ended.get(d) or Outcome(exposure.instrument, exposure.exposure, d, State.FAILED, cause, step) for d in detectors
+    )
+    done = [o.metrics for o in outcomes if o.state is State.DONE]
+    if done:
+        _keep_exposure(plan, exposure_values(len(outcomes), done), done[0]["mjd_mid_tai"], config)
+    return outcomes
+
+
+def _keep_exposure(plan: CalibrationPlan, values: dict[str, float | None], mjd_mid_tai: float, config: Config) -> None:
+    from apflow.io.butler.calibrations import register_checks as register
+
+    exposure, kind = plan.exposure, "calibration_exposure_metrics"
+    path = checks_path(config.butler, kind, exposure)
+    data_id = {"instrument": exposure.instrument, "exposure": exposure.exposure}
+    write_bundle(path, {EXPOSURE_ACTION: EXPOSURE}, {EXPOSURE_ACTION: values}, data_id, mjd_mid_tai)
+    outputs = [(OutputFile(kind, path), {"exposure": exposure.exposure})]
+    register(Repository.open(config.butler, writeable=True), plan.run, outputs)
+    send_later([Measurement(EXPOSURE_ACTION, values, _identifiers(exposure), mjd_mid_tai)], config)

@@ -6,6 +6,7 @@ reader finds all of it or nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.io.hdu import Hdu, read_hdus, read_primary, write_hdus
+from apflow.model.calibration import is_calibration
 from apflow.model.exposure import Exposure, ImageInfo, Mask, Raw
 from apflow.model.psf import Psf
 from apflow.model.wcs import Wcs
 
 _UNITS = {"nJy": ("nJy", "nJy**2"), "electron": ("electron", "electron**2"), "adu": ("adu", "adu**2")}
 _SUMMARY = "SUMMARY "
+_POINTING = {"ra_deg": "RA", "dec_deg": "DEC", "rotation_deg": "ROTPA"}
+#: What headers of calibrations say where there is no filter, or none is known.
+_NO_FILTER = ("", "NONE", "UNKNOWN")
 
 
 def write_raw(path: str | Path, raw: Raw) -> None:
@@ -68,8 +73,15 @@ def read_info(path: str | Path) -> ImageInfo:
 
 
 def header_of(info: ImageInfo) -> dict[str, Any]:
-    """Keywords of the primary header of a raw image or exposure."""
-    return {
+    """Keywords of the primary header of a raw image or exposure.
+
+    Of a calibration without pointing or filter there are no such keywords.
+    """
+    absent: set[str] = set()
+    if is_calibration(info.image_type):
+        absent = {key for name, key in _POINTING.items() if math.isnan(getattr(info, name))}
+        absent |= set() if info.physical_filter else {"FILTER", "BAND"}
+    keywords = {
         "INSTRUME": info.instrument,
         "DETNUM": info.detector,
         "EXPID": info.exposure,
@@ -88,13 +100,25 @@ def header_of(info: ImageInfo) -> dict[str, Any]:
         "MJD-BEG": info.mjd_begin_tai,
         "MJD-END": info.mjd_end_tai,
     } | ({} if info.airmass is None else {"AIRMASS": info.airmass})
+    return {key: value for key, value in keywords.items() if key not in absent}
+
+
+def filter_of(header: Mapping[str, Any]) -> str:
+    """The physical filter that a header names; empty where it names none, or says of a calibration that there is none.
+
+    Which cameras have it is theirs to say.
+    """
+    name = str(header.get("FILTER") or "")
+    without = is_calibration(str(header.get("IMGTYPE") or "")) and name.upper() in _NO_FILTER
+    return "" if without else name
 
 
 def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
     """What a primary header says; `where` names the file in errors.
 
     The shutter's own times (SHUTTIME, SHUTOPEN, SHUTCLOS) stand before the
-    planned ones.
+    planned ones. A calibration (BIAS, DARK, FLAT, CBP) needs neither pointing,
+    NaN where there is none, nor filter, empty then.
 
     Raises
     ------
@@ -116,6 +140,12 @@ def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
         raise DataError(f"{where}: keyword TIMESYS is {system!r}; accepted: TAI")
     numbered = header.get("DAYOBS") is not None and header.get("SEQNUM") is not None
     time_s, begin = get(float, "SHUTTIME", "EXPTIME"), get(float, "SHUTOPEN", "MJD-BEG")
+    image_type = str(header.get("IMGTYPE") or "OBJECT")
+    calibration = is_calibration(image_type)
+    pointing = {
+        name: math.nan if calibration and header.get(key) is None else get(float, key)
+        for name, key in _POINTING.items()
+    }
     ended = any(header.get(key) is not None for key in ("SHUTCLOS", "MJD-END"))
     return ImageInfo(
         instrument=instrument,
@@ -125,16 +155,14 @@ def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
         else get(int, "EXPID"),
         group=get(str, "GROUPID"),
         snap=int(header.get("CURINDEX") or 1),
-        physical_filter=get(str, "FILTER"),
+        physical_filter=filter_of(header) if calibration else get(str, "FILTER"),
         band=str(header.get("BAND") or ""),
-        ra_deg=get(float, "RA"),
-        dec_deg=get(float, "DEC"),
-        rotation_deg=get(float, "ROTPA"),
         exposure_time_s=time_s,
         mjd_begin_tai=begin,
         mjd_end_tai=get(float, "SHUTCLOS", "MJD-END") if ended else begin + time_s / 86400.0,
-        image_type=str(header.get("IMGTYPE") or "OBJECT"),
+        image_type=image_type,
         airmass=None if header.get("AIRMASS") is None else get(float, "AIRMASS"),
+        **pointing,
     )
 
 

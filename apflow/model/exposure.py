@@ -33,11 +33,12 @@ class Mask(enum.IntFlag):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the header of a science image says; the only truth about it.
+    """What the header of an image says; the only truth about it.
 
     Times are MJD TAI; `exposure_time_s` is the open-shutter time, refined by
     shutter motion; `rotation_deg` is the position angle of the focal plane's
-    +Y, East of North.
+    +Y, East of North. A calibration may have no pointing (NaN) and no filter
+    (empty).
     """
 
     instrument: str

@@ -104,6 +104,7 @@ def test_a_new_repository_knows_its_camera(root: Path) -> None:
             (4, "R22_S11", "S11", "SCIENCE")
         ]
         bands = {f.name: f.band for f in butler.query_dimension_records("physical_filter", instrument="LSSTComCam")}
+        assert bands.pop("unknown") == "unknown", "of exposures without a filter"
         assert bands == {"u_05": "u", "g_01": "g", "r_03": "r", "i_06": "i", "z_03": "z", "y_04": "y"}
         instrument = Instrument.fromName("LSSTComCam", butler.registry)
         assert instrument.getName() == "LSSTComCam"

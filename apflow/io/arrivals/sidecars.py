@@ -12,6 +12,7 @@ from typing import Any
 from apflow.errors import BadRequest, DataError
 from apflow.io.arrivals.announce import rejected
 from apflow.io.arrivals.board import Key, Message
+from apflow.io.fits import filter_of
 from apflow.model.camera import Camera
 from apflow.model.ids import ImageName, image_name, parse_image_name
 from apflow.model.sighting import Sighting
@@ -68,7 +69,8 @@ def _header(camera: Camera, file: Path, name: ImageName, header: Mapping[str, An
         raise DataError(f"{file}: INSTRUME is {header['INSTRUME']!r}; accepted: {camera.instrument}")
     try:
         detector = camera.detector(name.detector).id if name.detector else None
-        physical = camera.filter(str(header["FILTER"])) if header.get("FILTER") else None
+        named = filter_of(header)
+        physical = camera.filter(named) if named else None
         return Sighting(
             instrument=camera.instrument,
             group=str(header.get("GROUPID") or ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,12 +10,26 @@ from astropy.time import Time
 from lsst.daf.butler import Butler, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
-from apflow.io.butler.instruments import VISIT_SYSTEM
-from apflow.model.camera import Camera
+from apflow.io.butler.instruments import NO_FILTER, VISIT_SYSTEM
+from apflow.model.calibration import is_calibration
+from apflow.model.camera import Camera, Filter
 from apflow.model.exposure import ImageInfo
 from apflow.model.ids import day_obs_of, image_name
 
 _SKY = ("OBJECT", "SCIENCE", "ACQ", "CWFS")
+
+
+def filter_named(camera: Camera, info: ImageInfo) -> Filter | None:
+    """The camera's filter that a header names; None for a calibration that names none.
+
+    Raises
+    ------
+    BadRequest
+        The camera does not have it, or an image of the sky names none.
+    """
+    if not info.physical_filter and is_calibration(info.image_type):
+        return None
+    return camera.filter(info.physical_filter)
 
 
 def register_exposures(butler: Butler, camera: Camera, infos: Iterable[ImageInfo]) -> None:
@@ -35,6 +50,9 @@ def register_exposures(butler: Butler, camera: Camera, infos: Iterable[ImageInfo
             {"instrument": instrument, "id": day_obs_of(exposure), "timespan": _day(info)},
             skip_existing=True,
         )
+        if filter_named(camera, info) is None:
+            # A repository of an earlier version does not have it.
+            registry.insertDimensionData("physical_filter", NO_FILTER | {"instrument": instrument}, skip_existing=True)
         registry.insertDimensionData("group", {"instrument": instrument, "name": info.group}, skip_existing=True)
         registry.insertDimensionData("exposure", _exposure(camera, info), skip_existing=True)
         if info.image_type in _SKY:
@@ -73,20 +91,21 @@ def _register_visit(butler: Butler, camera: Camera, info: ImageInfo) -> None:
 
 def _exposure(camera: Camera, info: ImageInfo) -> Mapping[str, Any]:
     sequence = info.exposure % 100_000
+    physical = filter_named(camera, info)
     return {
         "instrument": camera.instrument,
         "id": info.exposure,
         "obs_id": image_name(info.exposure, camera.image_prefix),
-        "physical_filter": camera.filter(info.physical_filter).physical_filter,
+        "physical_filter": physical.physical_filter if physical else NO_FILTER["name"],
         "group": info.group,
         "day_obs": day_obs_of(info.exposure),
         "exposure_time": info.exposure_time_s,
         "observation_type": "science" if info.image_type in _SKY else info.image_type.lower(),
         "seq_num": sequence,
         "seq_start": sequence - (info.snap - 1),
-        "tracking_ra": info.ra_deg,
-        "tracking_dec": info.dec_deg,
-        "sky_angle": info.rotation_deg,
+        "tracking_ra": _known(info.ra_deg),
+        "tracking_dec": _known(info.dec_deg),
+        "sky_angle": _known(info.rotation_deg),
         "can_see_sky": info.image_type in _SKY,
         "timespan": Timespan(_time(info.mjd_begin_tai), _time(info.mjd_end_tai)),
     }
@@ -104,6 +123,10 @@ def _visit(camera: Camera, info: ImageInfo, visit: int, region: ConvexPolygon) -
         "timespan": Timespan(_time(info.mjd_begin_tai), _time(info.mjd_end_tai)),
         "region": region,
     }
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _time(mjd_tai: float) -> Time:

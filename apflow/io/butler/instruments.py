@@ -21,6 +21,8 @@ from apflow.model.camera import Camera, camera_names, load_camera
 VISIT_SYSTEMS = {"one-to-one": 0, "by-group-metadata": 1, "by-seq-start-end": 2}
 #: Visits are made by sequence numbers: an id is that of the first snap.
 VISIT_SYSTEM = VISIT_SYSTEMS["by-seq-start-end"]
+#: Of exposures whose headers name no filter, as Rubin's cameras call it (lsst.obs.lsst).
+NO_FILTER = {"name": "unknown", "band": "unknown"}
 _EXPOSURE_MAX = 2100_01_01 * 100_000
 
 
@@ -75,6 +77,7 @@ def register_camera(registry: Registry, camera: Camera, *, update: bool = False)
         for d in camera.detectors
     ]
     filters = [{"instrument": instrument, "name": f.physical_filter, "band": f.band} for f in camera.filters]
+    filters.append(NO_FILTER | {"instrument": instrument})
     systems = [{"instrument": instrument, "id": number, "name": name} for name, number in VISIT_SYSTEMS.items()]
     record = {
         "name": instrument,

@@ -17,7 +17,7 @@ from apflow.io.arrivals.announce import arrived, told
 from apflow.io.arrivals.board import Key, Message
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths
-from apflow.io.butler.exposures import register_exposures
+from apflow.io.butler.exposures import filter_named, register_exposures
 from apflow.io.butler.ingest import references
 from apflow.io.fits import info_of
 from apflow.io.hdu import read_headers
@@ -126,6 +126,7 @@ def _sighting(camera: Camera, one: Ingested, arrived_unix: float) -> Sighting:
     """What the header of a registered raw tells."""
     info = one.info
     assert info is not None
+    physical = filter_named(camera, info)
     return Sighting(
         instrument=info.instrument,
         group=info.group,
@@ -137,8 +138,8 @@ def _sighting(camera: Camera, one: Ingested, arrived_unix: float) -> Sighting:
         ra_deg=info.ra_deg,
         dec_deg=info.dec_deg,
         rotation_deg=info.rotation_deg,
-        physical_filter=camera.filter(info.physical_filter).physical_filter,
-        band=camera.filter(info.physical_filter).band,
+        physical_filter=physical.physical_filter if physical else "",
+        band=physical.band if physical else "",
         exposure_time_s=info.exposure_time_s,
         image_type=info.image_type,
         arrived_unix=arrived_unix,
@@ -159,7 +160,7 @@ def _examine(camera: Camera, file: Path) -> Ingested:
         if name and (name.exposure != info.exposure or name.detector not in (None, detector.name)):
             was = f"{image_name(info.exposure, camera.image_prefix)}_{detector.name}"
             raise DataError(f"{file}: its name and its header disagree, the header is that of {was}")
-        camera.filter(info.physical_filter)
+        filter_named(camera, info)
         if not info.group.isprintable() or not 0 < len(info.group) <= _LONGEST_GROUP:
             raise DataError(f"{file}: GROUPID is {info.group!r}; accepted: 1 to {_LONGEST_GROUP} printable characters")
         missing = {a.segment for a in detector.amplifiers} - {hdu.name for hdu in rest}

@@ -6,51 +6,54 @@ action is a flat list, and a topic for each amplifier would be too many.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apflow.model.calibration import CalibrationResult
-from apflow.model.calibration_metrics import AMPLIFIER, DETECTOR
+from apflow.model.calibration_metrics import AMPLIFIER, AMPLIFIER_ACTION, AVERAGED, DETECTOR, DETECTOR_ACTION
 from apflow.model.metrics import Metric, complete
 from apflow.model.verdict import Verdict, worst
 
-AMPLIFIERS_ACTION = "calibration_amplifiers"
-DETECTOR_ACTION = "calibration_detector"
 EXPOSURE_ACTION = "calibration_exposure"
 
 _VERDICT = Metric("verdict", "", "0 Acceptable, 1 Warning, 2 Alert")
 _BY_VERDICT = {verdict: f"n_{str(verdict).lower()}" for verdict in Verdict}
+_SPREAD: Mapping[str, Callable[[list[float]], float]] = {"min": min, "median": statistics.median, "max": max}
+_QUANTITIES = tuple(m for m in AMPLIFIER if m.name in AVERAGED)
+#: What is measured of the whole detector, and is no average over its amplifiers.
+_WHOLE = tuple(m for m in DETECTOR if not m.name.endswith(AVERAGED))
 
 
-def _spread(metrics: Iterable[Metric], prefix: str, over: str) -> tuple[Metric, ...]:
+def _spread(metrics: Iterable[Metric], over: str, kinds: Iterable[str] = _SPREAD) -> tuple[Metric, ...]:
     return tuple(
-        Metric(f"{prefix}{m.name}_{which}", m.unit, f"{m.description}: {which} over {over}")
+        Metric(f"{kind}_{m.name}", m.unit, f"{kind.capitalize()} over {over}: {m.description}")
         for m in metrics
-        for which in ("min", "median", "max")
+        for kind in kinds
     )
 
 
 _DETECTOR = (
     _VERDICT,
-    *(Metric(name, "ct", f"amplifiers that are {verdict}") for verdict, name in _BY_VERDICT.items()),
+    *(Metric(name, "", f"Amplifiers that are {verdict}") for verdict, name in _BY_VERDICT.items()),
     *DETECTOR,
-    *_spread(AMPLIFIER, "amplifier_", "amplifiers"),
+    *_spread(_QUANTITIES, "amplifiers", ("min", "max")),
 )
 #: Metrics of a whole exposure.
 EXPOSURE: tuple[Metric, ...] = (
     _VERDICT,
-    Metric("n_detectors", "ct", "detectors that were to be checked"),
-    Metric("n_detectors_done", "ct", "detectors that were checked"),
-    *(Metric(name, "ct", f"detectors that are {verdict}") for verdict, name in _BY_VERDICT.items()),
-    *_spread(DETECTOR, "", "detectors"),
-    *_spread(AMPLIFIER, "amplifier_", "amplifiers; the median is that of the detectors' medians"),
+    Metric("n_detectors", "", "Detectors that were to be checked"),
+    Metric("n_detectors_done", "", "Detectors that were checked"),
+    *(Metric(name, "", f"Detectors that are {verdict}") for verdict, name in _BY_VERDICT.items()),
+    *_spread(_WHOLE, "detectors"),
+    *_spread(_QUANTITIES, "amplifiers (the median: over the detectors' medians)"),
 )
 
 
-def catalogue(amplifiers: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
+def catalogue(amplifiers: Iterable[str]) -> dict[str, tuple[Metric, ...]]:
     """All metrics of each action of a detector with these amplifiers."""
     return {
-        AMPLIFIERS_ACTION: tuple(
+        AMPLIFIER_ACTION: tuple(
             Metric(f"{m.name}_{name}", m.unit, f"{m.description}; amplifier {name}")
             for name in amplifiers
             for m in (_VERDICT, *AMPLIFIER)
@@ -62,43 +65,36 @@ def catalogue(amplifiers: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
 def detector_values(result: CalibrationResult) -> dict[str, dict[str, float | None]]:
     """Values of a detector, by action and metric."""
     amplifiers, verdicts = result.checks.amplifiers, result.verdicts
-    one_by_one = {f"{name}_{amp}": value for amp, found in amplifiers.items() for name, value in found.items()}
-    one_by_one |= {f"verdict_{amp}": float(verdicts[amp]) for amp in amplifiers if amp in verdicts}
-    counts = {name: float(sum(verdicts.get(a) == v for a in amplifiers)) for v, name in _BY_VERDICT.items()}
-    spreads: dict[str, float | None] = {}
-    for metric in AMPLIFIER:
-        spreads |= _spread_of(f"amplifier_{metric.name}", [f.get(metric.name) for f in amplifiers.values()])
-    whole = {**result.checks.detector, **counts, **spreads}
+    of_amplifiers = {f"{name}_{amp}": value for amp, found in amplifiers.items() for name, value in found.items()}
+    of_amplifiers |= {f"verdict_{amp}": float(verdicts[amp]) for amp in amplifiers if amp in verdicts}
+    whole: dict[str, float | None] = dict(result.checks.detector)
+    whole |= {name: float(sum(verdicts.get(a) == v for a in amplifiers)) for v, name in _BY_VERDICT.items()}
+    for name in AVERAGED:
+        whole |= _spread_of(name, [found.get(name) for found in amplifiers.values()], ("min", "max"))
     if "detector" in verdicts:
         whole["verdict"] = float(verdicts["detector"])
-    actions = catalogue(list(amplifiers))
+    actions = catalogue(amplifiers)
     return {
-        AMPLIFIERS_ACTION: complete(actions[AMPLIFIERS_ACTION], one_by_one),
+        AMPLIFIER_ACTION: complete(actions[AMPLIFIER_ACTION], of_amplifiers),
         DETECTOR_ACTION: complete(_DETECTOR, whole),
     }
 
 
-def exposure_values(n_detectors: int, detectors: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Values of an exposure, from those of the detectors that were checked."""
-    verdicts = [Verdict(int(v)) for d in detectors if (v := d.get("verdict")) is not None]
-    found: dict[str, float | None] = {
-        "n_detectors": float(n_detectors),
-        "n_detectors_done": float(len(detectors)),
-        **{name: float(verdicts.count(verdict)) for verdict, name in _BY_VERDICT.items()},
-    }
+def exposure_values(n_detectors: int, detectors: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Values of an exposure, from what is known of the detectors that were checked."""
+    verdicts = [Verdict(int(d["verdict"])) for d in detectors if "verdict" in d]
+    found: dict[str, float | None] = {"n_detectors": float(n_detectors), "n_detectors_done": float(len(detectors))}
+    found |= {name: float(verdicts.count(verdict)) for verdict, name in _BY_VERDICT.items()}
     if (whole := worst(verdicts)) is not None:
         found["verdict"] = float(whole)
-    for metric in DETECTOR:
+    for metric in _WHOLE:
         found |= _spread_of(metric.name, [d.get(metric.name) for d in detectors])
-    for metric in AMPLIFIER:
-        for which in ("min", "median", "max"):
-            name = f"amplifier_{metric.name}_{which}"
-            found[name] = _spread_of("", [d.get(name) for d in detectors]).get(f"_{which}")
+    for name in AVERAGED:
+        for kind in _SPREAD:
+            found |= _spread_of(name, [d.get(f"{kind}_{name}") for d in detectors], (kind,))
     return complete(EXPOSURE, found)
 
 
-def _spread_of(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
-    known = [v for v in values if v is not None and v == v]
-    if not known:
-        return {}
-    return {f"{name}_min": min(known), f"{name}_median": statistics.median(known), f"{name}_max": max(known)}
+def _spread_of(name: str, values: Iterable[float | None], kinds: Iterable[str] = _SPREAD) -> dict[str, float | None]:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return {f"{kind}_{name}": float(_SPREAD[kind](known)) for kind in kinds} if known else {}

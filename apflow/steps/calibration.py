@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +25,15 @@ from apflow.io.input_cache import InputReader
 from apflow.io.metrics import write_bundle
 from apflow.io.sasquatch import send_later
 from apflow.model.calibration import CalibrationExposure, CalibrationPlan, CalibrationResult, Intent, Masters
-from apflow.model.calibration_bundle import (
-    DETECTOR_ACTION,
-    EXPOSURE,
-    EXPOSURE_ACTION,
-    catalogue,
-    detector_values,
-    exposure_values,
-)
-from apflow.model.calibration_metrics import default_ranges, verdicts_of
-from apflow.model.camera import load_camera
+from apflow.model.calibration_bundle import EXPOSURE, EXPOSURE_ACTION, catalogue, detector_values, exposure_values
+from apflow.model.calibration_metrics import DETECTOR_ACTION, Ranges, default_ranges, read_ranges, verdicts_of
+from apflow.model.camera import Camera, load_camera
 from apflow.model.exposure import ImageInfo, Raw
 from apflow.model.ids import day_obs_of
 from apflow.model.ledger import Ended, Failure, Outcome, State
 from apflow.model.metrics import Measurement
 from apflow.model.products import Inputs, OutputFile, Snaps
-from apflow.model.verdict import Range, Verdict, load_ranges
+from apflow.model.verdict import Verdict
 from apflow.pixels.calibration_checks import check
 
 #: Header and announcement may differ in exposure time by this part before it is reported.
@@ -101,12 +93,12 @@ def await_calibration_image(exposure: CalibrationExposure, detector: int, config
 @node
 def check_calibration(plan: CalibrationPlan, image: Snaps, masters: Masters, config: Config) -> CalibrationResult:
     """Correct the image as far as its intent allows, measure what is left, and judge it."""
+    camera = load_camera(config.camera, config.size)
     raw = read_raw(image.raws[0].path)
-    info, detector = raw.info, load_camera(config.camera, config.size).detector(raw.info.detector)
-    exposure, notes = _with_header(plan.exposure, info)
-    wanted = plan.masters[detector.id]
-    if f"flat {info.physical_filter}" in wanted:  # nobody knew the filter before
-        masters = _read_masters(plan, detector.id, info.physical_filter, config)
+    info, detector = raw.info, camera.detector(raw.info.detector)
+    exposure, notes = _with_header(plan.exposure, info, camera)
+    if f"flat {exposure.physical_filter}" in plan.masters[detector.id]:  # nobody knew the filter before
+        masters = _read_masters(plan, detector.id, exposure.physical_filter, config)
     partner = _partner(plan, detector.id, info)
     if plan.exposure.partner and partner is None:
         notes.append(f"partner {plan.exposure.partner} is not there, or no flat of the same light: Warning")
@@ -127,16 +119,18 @@ def check_calibration(plan: CalibrationPlan, image: Snaps, masters: Masters, con
     )
 
 
-def ranges_of(config: Config) -> dict[str, dict[str, Range]]:
+def ranges_of(config: Config) -> Ranges:
     """What is Acceptable, Warning and Alert, by action and metric."""
-    return load_ranges(config.calibration.ranges) if config.calibration.ranges else default_ranges()
+    return read_ranges(config.calibration.ranges) if config.calibration.ranges else default_ranges()
 
 
 def _missing(intent: Intent, masters: Masters) -> list[str]:
     return [kind for kind in intent.masters if getattr(masters, kind) is None]
 
 
-def _with_header(exposure: CalibrationExposure, info: ImageInfo) -> tuple[CalibrationExposure, list[str]]:
+def _with_header(
+    exposure: CalibrationExposure, info: ImageInfo, camera: Camera
+) -> tuple[CalibrationExposure, list[str]]:
     """The exposure with what the header tells, and what was announced otherwise.
 
     Raises
@@ -149,9 +143,10 @@ def _with_header(exposure: CalibrationExposure, info: ImageInfo) -> tuple[Calibr
         raise Misannounced(
             f"image {name} is of type {info.image_type}, it was announced as {exposure.intent.image_type}"
         )
-    if exposure.physical_filter and info.physical_filter and exposure.physical_filter != info.physical_filter:
+    physical_filter = camera.filter(info.physical_filter).physical_filter if info.physical_filter else ""
+    if exposure.physical_filter and physical_filter and exposure.physical_filter != physical_filter:
         raise Misannounced(
-            f"image {name} is in filter {info.physical_filter}, it was announced in {exposure.physical_filter}"
+            f"image {name} is in filter {physical_filter}, it was announced in {exposure.physical_filter}"
         )
     announced_s = exposure.exposure_time_s
     if abs(info.exposure_time_s - announced_s) > _EXPOSURE_TOLERANCE * announced_s:
@@ -159,7 +154,7 @@ def _with_header(exposure: CalibrationExposure, info: ImageInfo) -> tuple[Calibr
     told = dataclasses.replace(
         exposure,
         group=info.group,
-        physical_filter=info.physical_filter,
+        physical_filter=physical_filter or exposure.physical_filter,
         exposure_time_s=info.exposure_time_s,
     )
     return told, notes
@@ -183,7 +178,11 @@ def keep_checks(plan: CalibrationPlan, checked: CalibrationResult, config: Confi
     exposure, detector = checked.exposure, checked.detector
     kinds = ("calibration_metrics", "calibration_picture")
     metrics, picture = (checks_path(config.butler, kind, exposure, detector) for kind in kinds)
-    data_id = {"instrument": exposure.instrument, "exposure": exposure.exposure, "detector": detector}
+    data_id: dict[str, str | int] = {
+        "instrument": exposure.instrument,
+        "exposure": exposure.exposure,
+        "detector": detector,
+    }
     actions = catalogue(list(checked.checks.amplifiers))
     write_bundle(metrics, actions, detector_values(checked), data_id, checked.mjd_mid_tai)
     write_image(picture, checked.checks.picture, {"EXPID": exposure.exposure, "DETNUM": detector})
@@ -232,7 +231,7 @@ def dispatch_checks(batch: Sequence[Ended], config: Config) -> int:
     return len(points)
 
 
-def _identifiers(exposure: CalibrationExposure) -> dict[str, Any]:
+def _identifiers(exposure: CalibrationExposure) -> dict[str, str | int]:
     return {
         "instrument": exposure.instrument,
         "exposure": exposure.exposure,
@@ -272,7 +271,7 @@ def _keep_exposure(plan: CalibrationPlan, values: dict[str, float | None], mjd_m
 
     exposure, kind = plan.exposure, "calibration_exposure_metrics"
     path = checks_path(config.butler, kind, exposure)
-    data_id = {"instrument": exposure.instrument, "exposure": exposure.exposure}
+    data_id: dict[str, str | int] = {"instrument": exposure.instrument, "exposure": exposure.exposure}
     write_bundle(path, {EXPOSURE_ACTION: EXPOSURE}, {EXPOSURE_ACTION: values}, data_id, mjd_mid_tai)
     outputs = [(OutputFile(kind, path), {"exposure": exposure.exposure})]
     register(Repository.open(config.butler, writeable=True), plan.run, outputs)

@@ -35,7 +35,9 @@ def find_plan(repository: Repository, exposure: CalibrationExposure, detectors: 
     """
     record = _record(repository, exposure.exposure)
     time = record.timespan.begin if record else Time(mid_night(exposure.exposure), format="mjd", scale="tai")
+    known = {f.physical_filter for f in repository.camera.filters}
     physical_filter = exposure.physical_filter or (record.physical_filter if record else "")
+    physical_filter = physical_filter if physical_filter in known else ""
     found = _masters(repository, exposure.intent, time, physical_filter)
     refs = [ref for of in found.values() for ref in of.values()]
     local, copies = local_paths(repository, refs), copy_paths(repository, refs)

@@ -7,16 +7,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.errors import DataError
-from apflow.model.camera import Amplifier, Detector
+from apflow.model.camera import Detector
 from apflow.model.exposure import Exposure, Mask, Raw
 from apflow.model.products import Calibs
 from apflow.pixels.interpolate import fill, grow, masked_pixels, typical
+from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, raw_name, row_levels
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
 
-#: First overscan columns that are left out: they hold charge deferred from the last pixels of the row.
-_OVERSCAN_SKIP = 4
 #: Flats below this are no measure of sensitivity.
 _FLAT_MIN = 0.05
 #: Saturation spills over: pixels by which SAT is grown.
@@ -48,6 +47,7 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
         amplifier's saturation, grown by 2 px; these are INTRP, and
         their image is interpolated while their variance is kept, but dead
         amplifiers hold the sky's level. Image and variance are finite everywhere.
+        `summary` counts n_saturated_pixels, n_bad_pixels, n_dead_amplifiers.
 
     Raises
     ------
@@ -56,17 +56,16 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
         wrong shape; a calib has not the shape of the CCD; or no amplifier has
         two different finite values.
     """
-    _check(raw, detector, calibs)
+    check_raw(raw, detector, {name: getattr(calibs, name) for name in ("bias", "dark", "flat", "defects")})
     image, variance = np.zeros(detector.shape, np.float32), np.ones(detector.shape, np.float32)
     mask = np.zeros(detector.shape, np.int32)
     dead = []
     for amp in detector.amplifiers:
-        segment = _native(raw.segments[amp.segment])
-        science = segment[: amp.ny, amp.prescan : amp.prescan + amp.nx]
-        # fmin and fmax pass over NaN; where all are NaN the comparison is false
-        if np.fmin.reduce(science, None) < np.fmax.reduce(science, None):
+        segment = native(raw.segments[amp.segment])
+        if not is_dead(segment, amp):
+            levels = row_levels(segment, amp.ny, first_overscan(amp))
             _assemble(
-                segment, (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, _OVERSCAN_SKIP, amp.flip_x, amp.flip_y,
+                segment, levels, (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, amp.flip_x, amp.flip_y,
                 np.float32(amp.gain), np.float32(amp.read_noise), np.float32(amp.saturation),
                 np.float32(raw.info.exposure_time_s), calibs.bias, calibs.dark, calibs.flat, calibs.defects,
                 image, variance, mask,
@@ -76,81 +75,31 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
             variance[own], mask[own] = amp.read_noise**2, _NO_DATA
             dead.append(own)
     if len(dead) == len(detector.amplifiers):
-        raise DataError(f"raw {_name(raw)}: every amplifier is constant or has no finite pixel; accepted: a real image")
+        raise DataError(
+            f"raw {raw_name(raw)}: every amplifier is constant or has no finite pixel; accepted: a real image"
+        )
     grow(mask, _SAT, masked_pixels(mask, _SAT), _SATURATION_GROW)
     where = masked_pixels(mask, _BAD | _SAT)
     sky = np.float32(typical(image, mask, _BAD | _SAT | _NO_DATA))
     fill(image, mask, _BAD | _SAT | _NO_DATA, where, sky)
+    found = mask.reshape(-1)[where]
+    summary = {
+        "n_saturated_pixels": float(np.count_nonzero(found & _SAT)),
+        "n_bad_pixels": float(np.count_nonzero(found & _BAD)),
+        "n_dead_amplifiers": float(len(dead)),
+    }
     mask.reshape(-1)[where] |= _INTRP
     for own in dead:
         image[own], mask[own] = sky, _BAD | _NO_DATA
-    return Exposure(image, variance, mask, "electron", info=raw.info)
-
-
-def _name(raw: Raw) -> str:
-    return f"{raw.info.instrument} exposure {raw.info.exposure} detector {raw.info.detector}"
-
-
-def _check(raw: Raw, detector: Detector, calibs: Calibs) -> None:
-    if raw.info.detector != detector.id:
-        raise DataError(f"raw {_name(raw)} is not of detector {detector.id} ({detector.name}), which is asked for")
-    expected = {amp.segment: amp for amp in detector.amplifiers}
-    missing, extra = sorted(set(expected) - set(raw.segments)), sorted(set(raw.segments) - set(expected))
-    if missing or extra:
-        raise DataError(
-            f"raw {_name(raw)}: segments missing: {', '.join(missing) or 'none'}; "
-            f"unknown: {', '.join(extra) or 'none'}; accepted: {', '.join(sorted(expected))}"
-        )
-    for name, amp in expected.items():
-        _check_segment(raw, name, amp)
-    for name in ("bias", "dark", "flat", "defects"):
-        shape = getattr(calibs, name).shape
-        if shape != detector.shape:
-            raise DataError(f"{name} for {_name(raw)} has shape {shape}; accepted: {detector.shape}")
-
-
-def _check_segment(raw: Raw, name: str, amp: Amplifier) -> None:
-    if raw.segments[name].shape != amp.raw_shape:
-        raise DataError(
-            f"raw {_name(raw)}: {name} (amplifier {amp.name}) has shape {raw.segments[name].shape}; "
-            f"accepted: {amp.raw_shape}"
-        )
-
-
-def _native(segment: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A segment in one of the two types for which the kernel is compiled; float32 holds 18 bits exactly."""
-    return np.ascontiguousarray(segment, np.uint16 if segment.dtype == np.uint16 else np.float32)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _row_level(row: NDArray[np.generic], buffer: F4) -> float:
-    """Interquartile mean of a row of overscan: robust, and finer than an integer median; NaN where no data."""
-    n = 0
-    for i in range(row.size):
-        v = np.float32(row[i])
-        if v == v:
-            # Insertion sort: rows are short, and mostly of few distinct values.
-            j = n
-            while j > 0 and buffer[j - 1] > v:
-                buffer[j] = buffer[j - 1]
-                j -= 1
-            buffer[j] = v
-            n += 1
-    if n == 0:
-        return np.nan
-    low, high = n // 4, n - n // 4
-    total = 0.0
-    for i in range(low, high):
-        total += buffer[i]
-    return total / (high - low)
+    return Exposure(image, variance, mask, "electron", info=raw.info, summary=summary)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _assemble(
     segment: NDArray[np.generic],
+    levels: F4,
     box: tuple[int, int, int, int],
     prescan: int,
-    skip: int,
     flip_x: bool,
     flip_y: bool,
     gain: np.float32,
@@ -167,15 +116,11 @@ def _assemble(
 ) -> None:
     """Write one amplifier's part of the planes."""
     x0, y0, nx, ny = box
-    first = prescan + nx
-    if segment.shape[1] - first > 2 * skip:
-        first += skip
-    buffer = np.empty(segment.shape[1] - first, np.float32)
     line = np.empty(nx, np.float32)
     zero, one, noise2 = np.float32(0), np.float32(1), read_noise * read_noise
     for j in range(ny):
         y = y0 + (ny - 1 - j if flip_y else j)
-        level = np.float32(_row_level(segment[j, first:], buffer)) if buffer.size else zero
+        level = levels[j]
         if flip_x:
             for i in range(nx):
                 line[nx - 1 - i] = np.float32(segment[j, prescan + i])

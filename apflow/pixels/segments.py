@@ -1,0 +1,100 @@
+"""Raw segments: whether they are what the camera says, and the level of their serial overscan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from apflow.errors import DataError
+from apflow.model.camera import Amplifier, Detector
+from apflow.model.exposure import Raw
+
+F4 = NDArray[np.float32]
+
+#: First overscan columns that are left out: they hold charge deferred from the last pixels of the row.
+_OVERSCAN_SKIP = 4
+
+
+def raw_name(raw: Raw) -> str:
+    """A raw image, for messages."""
+    return f"{raw.info.instrument} exposure {raw.info.exposure} detector {raw.info.detector}"
+
+
+def check_raw(raw: Raw, detector: Detector, calibs: Mapping[str, NDArray[Any]]) -> None:
+    """See that a raw image and the master calibs are of a detector.
+
+    Raises
+    ------
+    DataError
+        The raw is of another detector; a segment is missing, unknown or of a
+        wrong shape; or a calib has not the shape of the CCD.
+    """
+    if raw.info.detector != detector.id:
+        raise DataError(f"raw {raw_name(raw)} is not of detector {detector.id} ({detector.name}), which is asked for")
+    expected = {amp.segment: amp for amp in detector.amplifiers}
+    missing, extra = sorted(set(expected) - set(raw.segments)), sorted(set(raw.segments) - set(expected))
+    if missing or extra:
+        raise DataError(
+            f"raw {raw_name(raw)}: segments missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(extra) or 'none'}; accepted: {', '.join(sorted(expected))}"
+        )
+    for name, amp in expected.items():
+        if raw.segments[name].shape != amp.raw_shape:
+            raise DataError(
+                f"raw {raw_name(raw)}: {name} (amplifier {amp.name}) has shape {raw.segments[name].shape}; "
+                f"accepted: {amp.raw_shape}"
+            )
+    for name, calib in calibs.items():
+        if calib.shape != detector.shape:
+            raise DataError(f"{name} for {raw_name(raw)} has shape {calib.shape}; accepted: {detector.shape}")
+
+
+def native(segment: NDArray[Any]) -> NDArray[Any]:
+    """A segment in one of the two types for which kernels are compiled; float32 holds 18 bits exactly."""
+    return np.ascontiguousarray(segment, np.uint16 if segment.dtype == np.uint16 else np.float32)
+
+
+def is_dead(segment: NDArray[Any], amp: Amplifier) -> bool:
+    """Whether the light-sensitive pixels of a segment are constant or have no finite value."""
+    science = segment[: amp.ny, amp.prescan : amp.prescan + amp.nx]
+    # fmin and fmax pass over NaN; where all are NaN the comparison is false
+    return not np.fmin.reduce(science, None) < np.fmax.reduce(science, None)
+
+
+def first_overscan(amp: Amplifier) -> int:
+    """First column of the serial overscan that is used."""
+    first = amp.prescan + amp.nx
+    return first + _OVERSCAN_SKIP if amp.overscan_x > 2 * _OVERSCAN_SKIP else first
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def row_levels(segment: NDArray[Any], ny: int, first: int) -> F4:
+    """Level of the overscan in each of the first ``ny`` rows of a segment, ADU.
+
+    The interquartile mean of the columns from ``first`` on: robust, and finer
+    than the median of integers. NaN where there is no data, 0 where there is no overscan.
+    """
+    levels = np.zeros(ny, np.float32)
+    buffer = np.empty(segment.shape[1] - first, np.float32)
+    for y in range(ny if buffer.size else 0):
+        n = 0
+        for x in range(first, segment.shape[1]):
+            v = np.float32(segment[y, x])
+            if v == v:
+                # Insertion sort: rows are short, and mostly of few distinct values.
+                j = n
+                while j > 0 and buffer[j - 1] > v:
+                    buffer[j] = buffer[j - 1]
+                    j -= 1
+                buffer[j] = v
+                n += 1
+        low, high = n // 4, n - n // 4
+        total = 0.0
+        for i in range(low, high):
+            total += buffer[i]
+        levels[y] = total / (high - low) if n else np.nan
+    return levels

@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
 from apflow.errors import ApflowError, ServiceError
@@ -144,17 +144,22 @@ class Standin:
 
 @dataclass(frozen=True, eq=False)
 class Carried(Standin):
-    """What a guarded step hands on: its value or a failure, with the records of all that led there."""
+    """What a guarded step hands on: its value or a failure, with the records of all that led there.
+
+    `measured` are the numbers that it and the steps before it measured: those that their values have as `summary`.
+    """
 
     value: Any = None
     failure: Failure | None = None
     steps: tuple[StepRecord, ...] = ()
     detector: int | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def ended(self) -> Ended:
         """The end of a detector's chain."""
         assert self.detector is not None
-        return Ended(self.detector, self.value, self.failure, tuple(sorted(self.steps, key=_start)))
+        measured = self.measured if self.failure is not None else {}
+        return Ended(self.detector, self.value, self.failure, tuple(sorted(self.steps, key=_start)), measured)
 
 
 def _start(record: StepRecord) -> float:
@@ -209,9 +214,10 @@ def guarded(
     """
     carried = [a for argument in arguments.values() for a in _carried(argument) if a.detector == detector]
     steps = tuple(dict.fromkeys(record for a in carried for record in a.steps))
+    measured = {name: value for a in carried for name, value in a.measured.items()}
     failure = failed_input(arguments)
     if failure is not None:
-        return Carried(None, failure, steps, detector)
+        return Carried(None, failure, steps, detector, measured)
     plain = {name: _plain(argument) for name, argument in arguments.items()}
     token = _CANCELLED.set(is_cancelled)
     start_unix, start_cpu = time.time(), time.thread_time()
@@ -227,7 +233,12 @@ def guarded(
     finally:
         _CANCELLED.reset(token)
     record = StepRecord(node.name, start_unix, time.time(), time.thread_time() - start_cpu, worker)
-    return Carried(value, failure, (*steps, record), detector)
+    return Carried(value, failure, (*steps, record), detector, measured | _summary(value))
+
+
+def _summary(value: Any) -> Mapping[str, float]:
+    found = getattr(value, "summary", None)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _tried(node: Node[..., Any], plain: Mapping[str, Any]) -> Any:

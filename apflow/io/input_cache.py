@@ -23,17 +23,17 @@ from apflow.io.fast_store import FastStore, Stamp, State
 from apflow.model.exposure import Exposure
 from apflow.model.products import Inputs
 
-#: What is counted of the inputs of a detector-visit, with units. An input failed over when it did not come from where
-#: it should have: its copy is damaged, the fast store does not work, or the main store is gone.
-READ_UNITS: Mapping[str, str] = {
-    "n_inputs_memory": "ct",
-    "n_inputs_fast": "ct",
-    "n_inputs_main": "ct",
-    "n_inputs_failed_over": "ct",
-    "inputs_memory_bytes": "byte",
-    "inputs_fast_bytes": "byte",
-    "inputs_main_bytes": "byte",
-}
+#: What is counted of the inputs of a detector-visit. An input failed over when it did not come from where it should
+#: have: its copy is damaged, the fast store does not work, or the main store is gone.
+COUNTS = (
+    "n_inputs_memory",
+    "n_inputs_fast",
+    "n_inputs_main",
+    "n_inputs_failed_over",
+    "inputs_memory_bytes",
+    "inputs_fast_bytes",
+    "inputs_main_bytes",
+)
 _MIB = 2**20
 #: Detector-visits whose counts are kept until they are taken; those of detectors that fail never are.
 _UNTAKEN = 1000
@@ -187,9 +187,9 @@ class InputReader:
 
 
 def take_counts(visit: int, detector: int) -> dict[str, float]:
-    """What this process read for a detector-visit since this was last asked: `READ_UNITS`."""
+    """What this process read for a detector-visit since this was last asked: `COUNTS`."""
     counts = _process.counts.pop((visit, detector), Counter[str]())
-    return {name: float(counts[name]) for name in READ_UNITS}
+    return {name: float(counts[name]) for name in COUNTS}
 
 
 def size_of(value: Any) -> int:

@@ -61,9 +61,13 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Ended:
-    """A detector chain that came to its end, as the gathers receive it: a value or a failure."""
+    """A detector chain that came to its end, as the gathers receive it: a value or a failure.
+
+    `measured` is what the steps before a failure measured; a value has it itself.
+    """
 
     detector: int
     value: Any = None  # DetectorResult
     failure: Failure | None = None
     steps: tuple[StepRecord, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)

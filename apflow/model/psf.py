@@ -22,6 +22,16 @@ def polynomial_terms(
     return np.stack([u**p * v**q for p, q in polynomial_exponents(order)], -1)
 
 
+def effective_area_px(image: NDArray[np.float64]) -> float:
+    """1 / sum(psf^2) of a PSF image (k, k) of sum 1."""
+    return float(1.0 / (image**2).sum())
+
+
+def fwhm_px(image: NDArray[np.float64]) -> float:
+    """FWHM of the Gaussian with the effective area of a PSF image (LSE-30: 0.664 sqrt(n_eff))."""
+    return float(0.664 * np.sqrt(effective_area_px(image)))
+
+
 @dataclass(frozen=True, eq=False)
 class Psf:
     """Each pixel of the PSF is a polynomial in the position on the image.
@@ -62,8 +72,8 @@ class Psf:
 
     def effective_area_px(self) -> float:
         """1 / sum(psf^2) at the centre: the pixels of background in a PSF flux."""
-        return float(1.0 / (self.centre() ** 2).sum())
+        return effective_area_px(self.centre())
 
     def fwhm_px(self) -> float:
-        """FWHM of the Gaussian with the same effective area (LSE-30: 0.664 sqrt(n_eff))."""
-        return float(0.664 * np.sqrt(self.effective_area_px()))
+        """FWHM of the Gaussian with the same effective area, at the centre."""
+        return fwhm_px(self.centre())

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
-from apflow.model.psf import Psf
+from apflow.model.psf import Psf, fwhm_px
 from apflow.model.wcs import Wcs
 from apflow.pixels.astrometry import fit_wcs
 from apflow.pixels.background import subtract_background
 from apflow.pixels.cosmics import find_cosmic_rays
 from apflow.pixels.interpolate import interpolate
-from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron
+from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron, surface_brightness
 from apflow.pixels.point_sources import fit_point_sources
 from apflow.pixels.psf import fit_psf
 from apflow.pixels.stars import find_stars, stellar_locus
@@ -73,7 +73,7 @@ def calibrate(
     found = find_stars(sky_free, star_snr)
     locus = stellar_locus(found)
     _enough(int(locus.sum()), min_stars, f"stars of S/N {star_snr:g} among {len(found)} sources for the PSF")
-    clean = _without_cosmic_rays(sky_free, float(found["fwhm"][locus].median()))
+    clean, n_hit = _without_cosmic_rays(sky_free, float(found["fwhm"][locus].median()))
     alive = ~_hit(clean, found)
     stars = found[locus & alive]
     _enough(len(stars), min_stars, f"stars of S/N {star_snr:g} among {len(found)} sources for the PSF")
@@ -87,8 +87,10 @@ def calibrate(
     zero = fit_zero_point(matched["flux"].to_numpy(), time_s, mag, matched["flux_err"].to_numpy())
     scale = np.float32(nanojansky_per_electron(zero.zero_point_mag, time_s))
     e1, e2 = _ellipticity(psf)
+    scale_arcsec = refined.pixel_scale_arcsec
     summary = {
-        "psf_fwhm_arcsec": psf.fwhm_px() * refined.pixel_scale_arcsec,
+        "psf_fwhm_arcsec": psf.fwhm_px() * scale_arcsec,
+        "psf_fwhm_spread_arcsec": _fwhm_spread_px(psf) * scale_arcsec,
         "psf_ellipticity_e1": e1,
         "psf_ellipticity_e2": e2,
         "wcs_offset_arcsec": astrometry.offset_arcsec,
@@ -98,9 +100,11 @@ def calibrate(
         "zero_point_scatter_mag": zero.scatter_mag,
         "sky_electron": sky,
         "sky_noise_electron": noise,
+        "sky_mag_arcsec2": surface_brightness(sky / time_s, zero.zero_point_mag, scale_arcsec),
         "depth_mag": zero.zero_point_mag - 2.5 * np.log10(5.0 * noise * np.sqrt(psf.effective_area_px()) / time_s),
         "n_psf_stars": float(min(len(stars), _PSF_STARS)),
         "n_reference_matched": float(len(matched)),
+        "n_cosmic_ray_pixels": float(n_hit),
     }
     return dataclasses.replace(
         clean,
@@ -118,14 +122,16 @@ def _enough(n: int, least: int, what: str) -> None:
         raise DataError(f"{n} {what}; accepted: {least} or more")
 
 
-def _without_cosmic_rays(exposure: Exposure, fwhm_px: float) -> Exposure:
-    """Cosmic rays masked and interpolated."""
+def _without_cosmic_rays(exposure: Exposure, fwhm_px: float) -> tuple[Exposure, int]:
+    """Cosmic rays masked and interpolated, and how many pixels they hit."""
     hits = find_cosmic_rays(exposure, fwhm_px)
-    if not hits.any():
-        return exposure
+    n = int(np.count_nonzero(hits))
+    if n == 0:
+        return exposure, 0
     mask = exposure.mask.copy()
     mask[hits] |= _CR | _INTRP
-    return dataclasses.replace(exposure, image=interpolate(exposure.image, hits.astype(np.int32), 1), mask=mask)
+    image = interpolate(exposure.image, hits.astype(np.int32), 1)
+    return dataclasses.replace(exposure, image=image, mask=mask), n
 
 
 def _hit(exposure: Exposure, stars: pd.DataFrame) -> NDArray[np.bool_]:
@@ -137,6 +143,13 @@ def _hit(exposure: Exposure, stars: pd.DataFrame) -> NDArray[np.bool_]:
         for dx in range(-2, 3):
             out |= (exposure.mask[np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)] & _CR) != 0
     return out
+
+
+def _fwhm_spread_px(psf: Psf) -> float:
+    """Standard deviation of the FWHM at nine places of the image."""
+    ny, nx = psf.shape
+    places = [(x, y) for y in np.linspace(0, ny - 1, 7)[1::2] for x in np.linspace(0, nx - 1, 7)[1::2]]
+    return float(np.std([fwhm_px(psf.at(x, y)) for x, y in places]))
 
 
 def _ellipticity(psf: Psf) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,3 +64,35 @@ def fit_zero_point(flux: F8, exposure_time_s: float, mag: F8, flux_err: F8 | Non
 def nanojansky_per_electron(zero_point_mag: float, exposure_time_s: float) -> float:
     """Flux in nJy of one electron collected during the exposure."""
     return float(10.0 ** (0.4 * (NJY_ZERO_POINT - zero_point_mag)) / exposure_time_s)
+
+
+def surface_brightness(sky_electron_s: float, zero_point_mag: float, pixel_scale_arcsec: float) -> float:
+    """Surface brightness (mag/arcsec^2) of a sky of so many e-/s a pixel; NaN where it is not positive."""
+    rate = sky_electron_s / pixel_scale_arcsec**2
+    return float(zero_point_mag - 2.5 * np.log10(rate)) if rate > 0 else float("nan")
+
+
+def effective_time_ratio(
+    summary: Mapping[str, float], zero_point_mag: float, sky_mag_arcsec2: float, fwhm_arcsec: float
+) -> float:
+    """Exposure time that reaches the same depth under nominal conditions, over the exposure time.
+
+    Neilsen et al. (2016, FNAL-TM-2610), with b the sky as it was counted, so
+    that clouds dim it, too::
+
+        tau = eta^2 (FWHM / FWHM_0)^-2 (b / b_0)^-1
+
+    It is 1 at SMTN-002's conditions, and the depth of a background-limited
+    image goes as 1.25 log10 of it.
+
+    Parameters
+    ----------
+    summary : mapping
+        zero_point_mag, sky_mag_arcsec2 and psf_fwhm_arcsec as measured.
+    zero_point_mag, sky_mag_arcsec2, fwhm_arcsec : `float`
+        Nominal ones of the filter at the zenith under a dark sky.
+    """
+    eta = 10.0 ** (0.4 * (summary["zero_point_mag"] - zero_point_mag))
+    # Counts from the surface brightness: 10^(0.4 (zero point - brightness)).
+    sky = eta * 10.0 ** (0.4 * (sky_mag_arcsec2 - summary["sky_mag_arcsec2"]))
+    return float(eta**2 * (fwhm_arcsec / summary["psf_fwhm_arcsec"]) ** 2 / sky)

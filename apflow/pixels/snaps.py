@@ -36,7 +36,8 @@ def combine(first: Exposure, second: Exposure) -> Exposure:
     -------
     exposure : `Exposure`
         Image, variance and exposure time summed, planes joined; `info` spans
-        both snaps and is otherwise the first one's.
+        both snaps and is otherwise the first one's. Of numbers in `summary`
+        the larger one stands.
 
     Raises
     ------
@@ -66,7 +67,8 @@ def combine(first: Exposure, second: Exposure) -> Exposure:
         mjd_begin_tai=min(first.info.mjd_begin_tai, second.info.mjd_begin_tai),
         mjd_end_tai=max(first.info.mjd_end_tai, second.info.mjd_end_tai),
     )
-    return dataclasses.replace(first, image=image, variance=variance, mask=mask, info=info)
+    summary = {name: max(value, second.summary.get(name, value)) for name, value in first.summary.items()}
+    return dataclasses.replace(first, image=image, variance=variance, mask=mask, info=info, summary=summary)
 
 
 def _check(first: Exposure, second: Exposure) -> None:

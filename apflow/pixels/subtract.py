@@ -104,7 +104,9 @@ def subtract(
     summary["matching_error"] = error
     variance += matching_variance(matched_image, variance, psf, error)
     exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
-    matched = Exposure(matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info)
+    matched = Exposure(
+        matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info, template.summary
+    )
     return Difference(exposure, matched, kernel)
 
 

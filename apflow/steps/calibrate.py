@@ -16,6 +16,7 @@ from apflow.model.visit import Visit
 from apflow.pixels import calibrate as pixels
 from apflow.pixels import isr
 from apflow.pixels import snaps as pairs
+from apflow.pixels.photometry import effective_time_ratio
 
 
 @node
@@ -34,7 +35,9 @@ def remove_signature(snaps: Snaps, calibs: Calibs, visit: Visit, detector: int, 
     combined = functools.reduce(pairs.combine, exposures)
     assert combined.info is not None
     # Where only the second snap came, too, it is the image of the visit, whose id is the first one's.
-    return dataclasses.replace(combined, info=dataclasses.replace(combined.info, exposure=visit.visit))
+    info = dataclasses.replace(combined.info, exposure=visit.visit)
+    times = {"mjd_mid_tai": info.mjd_mid_tai, "exposure_time_s": info.exposure_time_s}
+    return dataclasses.replace(combined, info=info, summary={**combined.summary, **times})
 
 
 @node
@@ -45,7 +48,7 @@ def calibrate(post_isr: Exposure, calibs: Calibs, config: Config) -> Exposure:
     camera = load_camera(config.camera, config.size)
     wcs = camera.wcs(camera.detector(info.detector), info.ra_deg, info.dec_deg, info.rotation_deg)
     settings = config.calibrate
-    return pixels.calibrate(
+    science = pixels.calibrate(
         post_isr,
         wcs,
         calibs.reference,
@@ -54,3 +57,7 @@ def calibrate(post_isr: Exposure, calibs: Calibs, config: Config) -> Exposure:
         psf_order=settings.psf_order,
         match_radius_arcsec=settings.match_radius_arcsec,
     )
+    nominal = camera.filter(info.physical_filter)
+    ratio = effective_time_ratio(science.summary, nominal.zero_point, nominal.sky, nominal.fwhm)
+    effective = {"effective_time_ratio": ratio, "effective_time_s": ratio * info.exposure_time_s}
+    return dataclasses.replace(science, summary={**science.summary, **effective})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 
 from apflow.config import Config
@@ -19,7 +21,11 @@ from apflow.pixels import template as templates
 def match_template(science: Exposure, template: Template, config: Config) -> Exposure:
     """Template cells warped to the science grid and assembled."""
     assert science.wcs is not None
-    return templates.assemble(template.cells, science.wcs, science.shape)
+    matched = templates.assemble(template.cells, science.wcs, science.shape)
+    if matched.psf is None:
+        return matched
+    fwhm_arcsec = matched.psf.fwhm_px() * science.wcs.pixel_scale_arcsec
+    return dataclasses.replace(matched, summary={**matched.summary, "template_fwhm_arcsec": fwhm_arcsec})
 
 
 @node

@@ -15,11 +15,12 @@ from apflow.io.alerts.packets import build_packets
 from apflow.io.butler import output_path
 from apflow.io.butler.paths import OUTPUTS
 from apflow.io.fits import write_exposure
-from apflow.io.input_cache import READ_UNITS, take_counts
+from apflow.io.input_cache import take_counts
 from apflow.io.metrics import write_bundle
 from apflow.io.ppdb import open_ppdb
 from apflow.io.provenance import keywords, provenance, write_provenance
 from apflow.io.tables import write_table
+from apflow.model.ap_metrics import STAGE_METRICS, STAGES, by_stage
 from apflow.model.exposure import Exposure
 from apflow.model.ids import day_obs_of
 from apflow.model.products import (
@@ -32,38 +33,11 @@ from apflow.model.products import (
     Plan,
     Snaps,
 )
+from apflow.model.visit import Visit
 from apflow.pixels.cutouts import cut, cutout_size
 
-#: Units of the metrics that a detector leaves; the full list is written every time.
-METRIC_UNITS: Mapping[str, str] = {
-    "psf_fwhm_arcsec": "arcsec",
-    "psf_ellipticity_e1": "",
-    "psf_ellipticity_e2": "",
-    "n_psf_stars": "ct",
-    "wcs_offset_arcsec": "arcsec",
-    "wcs_scatter_arcsec": "arcsec",
-    "wcs_rotation_arcsec": "arcsec",
-    "n_reference_matched": "ct",
-    "zero_point_mag": "mag",
-    "zero_point_scatter_mag": "mag",
-    "sky_electron": "electron",
-    "sky_noise_electron": "electron",
-    "depth_mag": "mag",
-    "template_coverage": "",
-    "kernel_sum": "",
-    "kernel_chi2": "",
-    "n_stamps": "ct",
-    "variance_scale": "",
-    "diff_mad_snr": "",
-    "matching_error": "",
-    "n_snaps_missing": "ct",
-    "n_sources": "ct",
-    "n_new_objects": "ct",
-    "n_ss_sources": "ct",
-    "n_forced": "ct",
-    "n_alerts_trimmed": "ct",
-    **READ_UNITS,
-}
+#: Columns of DiaSource whose true values are counted.
+_FLAGS = {"negative": "isNegative", "dipoles": "isDipole"}
 
 
 @node
@@ -83,8 +57,9 @@ def package_alerts(
     associated = with_forced(associated, history, forced)
     stamps = _stamps(associated.sources, difference, science, config)
     packets = packets_of(associated, history, forced, stamps, config)
-    metrics = {**science.summary, **difference.exposure.summary, "n_snaps_missing": float(len(snaps.missing))}
-    metrics |= take_counts(visit.visit, info.detector)
+    metrics = {**science.summary, **difference.matched.summary, **difference.exposure.summary}
+    metrics |= take_counts(visit.visit, info.detector) | {"n_snaps_missing": float(len(snaps.missing))}
+    metrics |= {f"n_{kind}": float(associated.sources[flag].sum()) for kind, flag in _FLAGS.items()}
     metrics |= association_metrics(associated, history, forced, packets)
     paths = {name: output_path(config.butler, name, visit, info.detector, plan.run) for name in OUTPUTS}
     result = DetectorResult(
@@ -99,7 +74,7 @@ def package_alerts(
         arrived_unix=max(raw.arrived_unix for raw in snaps.raws),
         mjd_mid_tai=info.mjd_mid_tai,
         day_obs=day_obs_of(visit.visit),
-        metrics={name: metrics.get(name, float("nan")) for name in METRIC_UNITS},
+        metrics={name: metrics.get(name, float("nan")) for name in STAGE_METRICS},
         cutouts=stamps,
         matches=associated.matches,
         ss_sources=associated.ss_sources,
@@ -115,14 +90,17 @@ def package_alerts(
 def association_metrics(
     associated: Associated, history: History, forced: pd.DataFrame, packets: Sequence[Packet]
 ) -> dict[str, float]:
-    """Those metrics that follow from the association."""
+    """Those metrics that the association decides, or may change."""
     known = associated.objects["diaObjectId"].isin(history.objects["diaObjectId"])
     return {
         "n_sources": float(len(associated.sources)),
+        "n_known_objects": float(len(history.objects)),
         "n_new_objects": float((~known).sum()),
         "n_ss_sources": float(len(associated.ss_sources)),
         "n_forced": float(len(forced)),
+        "n_packets": float(len(packets)),
         "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
+        "packets_bytes": float(sum(len(p.datum) for p in packets)),
     }
 
 
@@ -135,8 +113,13 @@ def write_catalogues(result: DetectorResult) -> None:
         if output.dataset_type == "dia_source_detector":
             write_table(output.path, result.sources)
         elif output.dataset_type == "ap_metrics":
-            data_id = {"visit": result.visit.visit, "detector": result.detector}
-            write_bundle(output.path, "ap", result.metrics, METRIC_UNITS, data_id)
+            write_stages(output.path, result.visit, result.detector, result.metrics, result.mjd_mid_tai)
+
+
+def write_stages(path: str, visit: Visit, detector: int, metrics: Mapping[str, float], mjd_mid_tai: float) -> None:
+    """Write what the stages measured on a detector."""
+    data_id = {"instrument": visit.instrument, "visit": visit.visit, "detector": detector}
+    write_bundle(path, STAGES, by_stage(metrics), data_id, mjd_mid_tai)
 
 
 def with_forced(associated: Associated, history: History, forced: pd.DataFrame) -> Associated:

@@ -25,6 +25,7 @@ from apflow.io.metrics import write_bundle
 from apflow.io.tables import write_table
 from apflow.model.camera import load_camera
 from apflow.model.exposure import Exposure, Raw
+from apflow.model.metrics import Metric
 from apflow.model.products import OutputFile
 from apflow.model.skymap import SkyMap
 from apflow.model.wcs import Wcs
@@ -78,6 +79,9 @@ def fill(root: Path, folder: Path) -> None:
         repository.ingest_reference(stars())
 
 
+METRICS = {"detect": (Metric("n_sources", "ct", "DiaSources."),)}
+
+
 def write_outputs(root: Path) -> list[tuple[OutputFile, int, int]]:
     """What nine detectors write."""
     visit, outputs = builders.visit(), []
@@ -87,7 +91,7 @@ def write_outputs(root: Path) -> list[tuple[OutputFile, int, int]]:
         )
         fits.write_exposure(image, builders.exposure(16))
         write_table(table, pd.DataFrame({"diaSourceId": [d], "psfFlux": [1.5]}))
-        write_bundle(bundle, "ap", {"nDiaSources": 1.0}, {}, {"visit": visit.visit, "detector": d})
+        write_bundle(bundle, METRICS, {"detect": {"n_sources": 1.0}}, {"visit": visit.visit, "detector": d}, 60785.3)
         for name, path in zip(
             ("difference_image", "dia_source_detector", "ap_metrics"), (image, table, bundle), strict=True
         ):
@@ -340,7 +344,7 @@ def test_outputs_are_registered_once_and_people_read_them(root: Path, tmp_path: 
         table = butler.get("dia_source_detector", visit=visit, detector=4)
         assert isinstance(table, pd.DataFrame) and list(table["diaSourceId"]) == [4]
         metrics = butler.get("ap_metrics", visit=visit, detector=4)
-        assert [(m["metric"], m["value"]) for m in metrics["ap"]] == [("nDiaSources", 1.0)]
+        assert [(m["metric"], m["value"]) for m in metrics["detect"]] == [("n_sources", 1.0)]
         assert isinstance(butler.get("flat", exposure=visit, detector=4), np.ndarray)
         assert butler.get("raw.info", exposure=visit, detector=4) == builders.info()
         uri = butler.getURI("difference_image", visit=visit, detector=4)

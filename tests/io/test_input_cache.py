@@ -16,7 +16,7 @@ from apflow.errors import ServiceError
 from apflow.io import fits, input_cache
 from apflow.io.butler import Repository, create_repository
 from apflow.io.fast_store import FastStore, Stamp, State
-from apflow.io.input_cache import READ_UNITS, InputReader, Memory, take_counts
+from apflow.io.input_cache import COUNTS, InputReader, Memory, take_counts
 from apflow.model.products import Inputs
 from tests.io import builders
 from tests.io.test_butler import RUN, fill, write_outputs
@@ -45,7 +45,7 @@ class Store:
         reader = InputReader(Inputs(*paths, (), (), copies=copies), settings, self.visit, 0)
         level = float(reader.read(str(self.main), fits.read_image).mean())
         counts = take_counts(self.visit, 0)
-        assert set(counts) == set(READ_UNITS)
+        assert set(counts) == set(COUNTS)
         (place,) = [p for p in ("memory", "fast", "main") if counts[f"n_inputs_{p}"]]
         assert counts[f"inputs_{place}_bytes"] == PIXELS
         return level, place, bool(counts["n_inputs_failed_over"])

@@ -51,9 +51,10 @@ def render_raw(scenario: Scenario, visit: Visit, snap: int, detector_id: int) ->
     electrons = rng.standard_normal(expected.shape, np.float32)
     electrons *= np.sqrt(expected)
     electrons += expected
-    bad = ccd.defects | _add_cosmic_rays(electrons, scene, snap, rng)
-    bad |= _saturate(electrons, scene.detector)
-    raw = Raw(_read_out(electrons, scene.detector, ccd, rng), *_describe(scene, snap))
+    tracks = cosmic_rays(electrons.shape, scene.state.shutter_s[snap], scene.camera.pixel_mm / 10.0, rng)
+    bad = ccd.defects | add_tracks(electrons, tracks)
+    bad |= saturate(electrons, scene.detector)
+    raw = Raw(read_out(electrons, scene.detector, ccd, rng), *_describe(scene, snap))
     return raw, truth_table(scene, expected, ccd.flat, bad)
 
 
@@ -102,11 +103,10 @@ def sky_level(scene: Scene, exposure_s: float) -> F4:
     return np.asarray(rate * exposure_s * plane, np.float32)
 
 
-def _add_cosmic_rays(electrons: F4, scene: Scene, snap: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Add tracks in place; returns the pixels hit."""
+def add_tracks(electrons: F4, points: F4) -> NDArray[np.bool_]:
+    """Add the charge of `~apflow.simulate.draw.cosmic_rays` in place; returns the pixels hit."""
     hit = np.zeros(electrons.shape, bool)
     ny, nx = electrons.shape
-    points = cosmic_rays(electrons.shape, scene.state.shutter_s[snap], scene.camera.pixel_mm / 10.0, rng)
     x, y = np.rint(points[:, 0]).astype(int), np.rint(points[:, 1]).astype(int)
     inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
     np.add.at(electrons, (y[inside], x[inside]), points[inside, 2])
@@ -114,7 +114,7 @@ def _add_cosmic_rays(electrons: F4, scene: Scene, snap: int, rng: np.random.Gene
     return hit
 
 
-def _saturate(electrons: F4, detector: Detector) -> NDArray[np.bool_]:
+def saturate(electrons: F4, detector: Detector) -> NDArray[np.bool_]:
     """Limit pixels to full well and let the rest bleed along the columns, in place; returns the full pixels."""
     full = np.zeros(electrons.shape, bool)
     for y0, ny in sorted({(a.y0, a.ny) for a in detector.amplifiers}):
@@ -125,7 +125,7 @@ def _saturate(electrons: F4, detector: Detector) -> NDArray[np.bool_]:
     return full
 
 
-def _read_out(
+def read_out(
     electrons: F4, detector: Detector, ccd: Response, rng: np.random.Generator
 ) -> dict[str, NDArray[np.uint16]]:
     """ADU of each segment, prescan and overscans included."""

@@ -21,7 +21,8 @@ from apflow.simulate.optics import NEFF
 
 #: nJy of AB magnitude 0, as a magnitude (Oke & Gunn 1983).
 NJY_MAG = 31.4
-_READOUT_S = 2.0
+#: From a closed shutter to the next that opens.
+READOUT_S = 2.0
 #: Seconds a day.
 SECONDS = 86400.0
 
@@ -115,7 +116,7 @@ def opened_s(scenario: Scenario, index: int, snap: int = 0) -> float:
     A cadence shorter than the visit itself only hurries the arrival of the
     files; the headers then tell of visits that follow without a pause.
     """
-    snap_s = scenario.snap_time_s + _READOUT_S
+    snap_s = scenario.snap_time_s + READOUT_S
     step_s = max(scenario.cadence_s, scenario.nsnaps * snap_s + 1.0)
     return index * step_s + snap * snap_s
 

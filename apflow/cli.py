@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, explain, ingest, listen, ppdb, services, submit
+from apflow.commands import alerts, calibration, explain, ingest, listen, ppdb, services, submit
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -45,6 +45,7 @@ app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
+app.command()(calibration.calibration)
 app.command()(explain.explain)
 app.command()(ingest.ingest)
 app.command()(listen.listen)
@@ -271,11 +272,13 @@ def difference(
 
 
 @graph_app.command("show")
-def graph_show() -> None:
-    """Print the graph of alert production as Mermaid."""
-    from apflow.operate.picture import alert_production_markdown
+def graph_show(
+    name: Annotated[str, typer.Argument(help="alert_production or raw_calibration.")] = "alert_production",
+) -> None:
+    """Print a graph as Mermaid."""
+    from apflow.operate.picture import graph_markdown
 
-    typer.echo(alert_production_markdown())
+    typer.echo(graph_markdown(name))
 
 
 def main(arguments: Sequence[str] | None = None, command: Callable[..., object] = app) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from distributed import Client
 
@@ -24,12 +24,12 @@ MAX_WORKERS = max(16, 4 * CORES)
 
 
 @contextlib.contextmanager
-def workers_here(workers: int) -> Iterator[Client]:
-    """A local cluster whose processes leave Ctrl-C to this one."""
+def workers_here(workers: int, warm_up: Sequence[str] = _WARM_UP) -> Iterator[Client]:
+    """A local cluster whose processes leave Ctrl-C to this one, and import `warm_up` while they start."""
     with contextlib.ExitStack() as stack:
         with deaf_children():
             cluster = stack.enter_context(
-                local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=_WARM_UP)
+                local_cluster(workers, memory_limit=_WORKER_MEMORY, dashboard=True, warm_up=warm_up)
             )
             client = stack.enter_context(Client(cluster, set_as_default=False))
         yield client

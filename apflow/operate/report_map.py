@@ -28,7 +28,7 @@ def focal_plane_svg(camera: Camera) -> str:
     size they could not be told apart.
     """
     centres = np.array([(d.x_mm, d.y_mm) for d in camera.detectors])
-    sizes = _drawn_sizes(camera, centres)
+    sizes = drawn_sizes(camera, centres)
     low, high = (centres - sizes / 2).min(0), (centres + sizes / 2).max(0)
     scale = _SIDE / (high - low).max()
     middle = np.stack([centres[:, 0] - low[0], high[1] - centres[:, 1]], -1) * scale
@@ -107,7 +107,7 @@ def _cause(step: Any, cause: Any) -> str:
     return ": ".join(str(part) for part in (step, cause) if isinstance(part, str) and part)
 
 
-def _drawn_sizes(camera: Camera, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def drawn_sizes(camera: Camera, centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """Width and height of each detector on the map, mm, as large as leaves a gap between neighbours."""
     sizes = np.array([(d.nx, d.ny) for d in camera.detectors], float) * camera.pixel_mm
     turned = np.array([round(d.yaw_deg / 90) % 2 == 1 for d in camera.detectors])

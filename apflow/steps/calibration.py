@@ -103,7 +103,7 @@ def check_calibration(plan: CalibrationPlan, image: Snaps, masters: Masters, con
     if plan.exposure.partner and partner is None:
         notes.append(f"partner {plan.exposure.partner} is not there, or no flat of the same light: Warning")
     notes += [f"no master {kind} is valid: Warning" for kind in _missing(exposure.intent, masters)]
-    checks = check(raw, detector, masters, exposure.intent, partner)
+    checks = check(raw, detector, masters, exposure.intent, partner=partner)
     verdicts, reasons = verdicts_of(checks, ranges_of(config))
     if notes:
         verdicts = {**verdicts, "detector": max(verdicts.get("detector", Verdict.WARNING), Verdict.WARNING)}

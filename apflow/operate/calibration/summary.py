@@ -1,0 +1,118 @@
+"""What was found of a calibration exposure, for machines: the JSON of ``apflow calibration``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from apflow.config import Config
+from apflow.io.butler.paths import checks_path
+from apflow.io.metrics import read_bundle
+from apflow.model.calibration import CalibrationExposure
+from apflow.model.calibration_bundle import EXPOSURE_ACTION
+from apflow.model.calibration_metrics import AMPLIFIER, AMPLIFIER_ACTION, DETECTOR, DETECTOR_ACTION, Ranges
+from apflow.model.camera import Camera, Detector
+from apflow.model.ledger import Outcome, State
+from apflow.model.verdict import Verdict, judge
+from apflow.steps.calibration import ranges_of
+
+_UNITS = {metric.name: metric.unit for metric in (*AMPLIFIER, *DETECTOR)}
+Values = Mapping[str, float | None]
+
+
+def summarise(
+    exposure: CalibrationExposure, outcomes: Sequence[Outcome], camera: Camera, config: Config
+) -> dict[str, Any]:
+    """What the outcomes and the metrics in the repository say of an exposure.
+
+    Returns
+    -------
+    summary : `dict`
+        Of what JSON has. `verdict` is the worst of the detectors', None where
+        none was checked; each of `detectors` has its state, verdict and cause,
+        the metrics of its amplifiers, and in `out_of_range` what is not
+        Acceptable with its range.
+    """
+    ranges = ranges_of(config)
+    detectors = [_detector(exposure, o, camera.detector(o.detector), ranges, config) for o in outcomes]
+    whole: Values = {}
+    if any(o.state is State.DONE for o in outcomes):
+        whole = read_bundle(checks_path(config.butler, "calibration_exposure_metrics", exposure))[EXPOSURE_ACTION]
+    verdict = whole.get("verdict")
+    return {
+        "instrument": exposure.instrument,
+        "exposure": exposure.exposure,
+        "image": exposure.image,
+        "intent": str(exposure.intent),
+        "physical_filter": exposure.physical_filter,
+        "exposure_time_s": exposure.exposure_time_s,
+        "verdict": None if verdict is None else str(Verdict(int(verdict))),
+        "verdicts": dict(Counter(d["verdict"] for d in detectors if d["verdict"])),
+        "states": dict(Counter(d["state"] for d in detectors)),
+        "metrics": dict(whole),
+        "detectors": detectors,
+    }
+
+
+def _detector(
+    exposure: CalibrationExposure, outcome: Outcome, detector: Detector, ranges: Ranges, config: Config
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "detector": detector.id,
+        "name": detector.name,
+        "state": str(outcome.state),
+        "step": outcome.step,
+        "cause": outcome.cause,
+        "verdict": None,
+        "amplifiers": {},
+        "out_of_range": [],
+    }
+    if outcome.state is not State.DONE:
+        return found
+    bundle = read_bundle(checks_path(config.butler, "calibration_metrics", exposure, detector.id))
+    if (verdict := bundle[DETECTOR_ACTION]["verdict"]) is not None:
+        found["verdict"] = str(Verdict(int(verdict)))
+    flat, names = bundle[AMPLIFIER_ACTION], ["verdict", *(metric.name for metric in AMPLIFIER)]
+    found["amplifiers"] = {a.name: {name: flat.get(f"{name}_{a.name}") for name in names} for a in detector.amplifiers}
+    bad = [row for name, values in found["amplifiers"].items() for row in _out_of_range(name, values, ranges)]
+    bad += _of_action("", bundle[DETECTOR_ACTION], ranges, DETECTOR_ACTION)
+    found["out_of_range"] = sorted(bad, key=lambda row: -Verdict[row["verdict"].upper()])
+    return found
+
+
+def _out_of_range(amplifier: str, values: Values, ranges: Ranges) -> Iterator[dict[str, Any]]:
+    if values.get("is_dead") == 1:
+        yield _row(amplifier, "is_dead", 1.0, Verdict.ALERT, (0.0, 0.0), (0.0, 0.0))
+    yield from _of_action(amplifier, values, ranges, AMPLIFIER_ACTION)
+
+
+def _of_action(amplifier: str, values: Values, ranges: Ranges, action: str) -> Iterator[dict[str, Any]]:
+    limits = ranges.get(action, {})
+    for name, verdict in judge(values, limits).items():
+        if verdict:
+            yield _row(amplifier, name, values[name], verdict, limits[name].warning, limits[name].alert)
+
+
+def _row(
+    amplifier: str,
+    metric: str,
+    value: float | None,
+    verdict: Verdict,
+    warning: tuple[float, float],
+    alert: tuple[float, float],
+) -> dict[str, Any]:
+    return {
+        "amplifier": amplifier,
+        "metric": metric,
+        "value": value,
+        "unit": _UNITS[metric],
+        "verdict": str(verdict),
+        "warning": _limits(warning),
+        "alert": _limits(alert),
+    }
+
+
+def _limits(pair: tuple[float, float]) -> list[float | None]:
+    """JSON has no infinity."""
+    return [None if abs(v) == float("inf") else v for v in pair]

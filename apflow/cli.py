@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, calibration, explain, ingest, listen, ppdb, services, submit
+from apflow.commands import alerts, calibration, explain, ingest, listen, ppdb, services, simulate, submit
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -49,6 +49,7 @@ app.command()(calibration.calibration)
 app.command()(explain.explain)
 app.command()(ingest.ingest)
 app.command()(listen.listen)
+app.command()(simulate.simulate)
 
 
 def _version(wanted: bool) -> None:

@@ -59,7 +59,7 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
     bias      overscan row by row, master bias; ADU
     dark      the same, gain; electrons
     flat      the same, master dark times the exposure time; electrons
-    cbp       the same, master flat; bad and saturated pixels interpolated
+    cbp       the same, master flat; BAD pixels interpolated
     ========  =============================================================
 
     A master that is missing is left out.
@@ -93,8 +93,8 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
         segment = native(raw.segments[amp.segment])
         overscan[amp.name] = row_levels(segment, amp.ny, first_overscan(amp))
         if is_dead(segment, amp):
-            mask[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] = _BAD | _NO_DATA
-            dead.append(amp.name)
+            mask[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] = _NO_DATA
+            dead.append(amp)
             continue
         _correct_segment(
             segment, overscan[amp.name], (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, amp.flip_x, amp.flip_y,
@@ -102,10 +102,13 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
             np.float32(raw.info.exposure_time_s), bias, dark, flat, defects, image, mask,
         )  # fmt: skip
     if intent is Intent.CBP:
-        where = masked_pixels(mask, _BAD | _SAT)
-        fill(image, mask, _BAD | _SAT, where, np.float32(typical(image, mask, _BAD | _SAT)))
+        where = masked_pixels(mask, _BAD)
+        fill(image, mask, _BAD | _NO_DATA, where, np.float32(typical(image, mask, _BAD | _NO_DATA)))
         mask.reshape(-1)[where] |= _INTRP
-    return Corrected(image, mask, "adu" if intent is Intent.BIAS else "electron", overscan, tuple(dead))
+    for amp in dead:
+        mask[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] |= _BAD
+    unit = "adu" if intent is Intent.BIAS else "electron"
+    return Corrected(image, mask, unit, overscan, tuple(amp.name for amp in dead))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})

@@ -61,6 +61,15 @@ def masked_pixels(mask: I4, planes: int) -> I8:
 @njit(cache=True, nogil=True)
 def fill(image: F4, mask: I4, planes: int, where: I8, fallback: np.float32) -> None:
     """Interpolate the pixels ``where`` (flat indices) of an image, in place."""
+    nx = image.shape[1]
+    values = nearby(image, mask, planes, where, fallback)
+    for n in range(where.size):
+        image[where[n] // nx, where[n] % nx] = values[n]
+
+
+@njit(cache=True, nogil=True)
+def nearby(image: F4, mask: I4, planes: int, where: I8, fallback: np.float32) -> F4:
+    """What `interpolate` would put at the pixels ``where`` (flat indices)."""
     ny, nx = image.shape
     values = np.empty(where.size, np.float32)
     for n in range(where.size):
@@ -76,8 +85,7 @@ def fill(image: F4, mask: I4, planes: int, where: I8, fallback: np.float32) -> N
                     weight += np.float32(1) / np.float32(step)
                     break
         values[n] = total / weight if weight > 0 else fallback
-    for n in range(where.size):
-        image[where[n] // nx, where[n] % nx] = values[n]
+    return values
 
 
 @njit(cache=True, nogil=True)

@@ -98,3 +98,38 @@ def row_levels(segment: NDArray[Any], ny: int, first: int) -> F4:
             total += buffer[i]
         levels[y] = total / (high - low) if n else np.nan
     return levels
+
+
+def overscan_noise(segment: NDArray[Any], levels: F4, amp: Amplifier) -> tuple[float, int]:
+    """Noise of the serial overscan about its rows' means, ADU, and how many values it is from.
+
+    Values beyond 5 sigma are left out: hits and deferred charge. The noise
+    holds that of the converter's steps. NaN where there is no overscan.
+    """
+    first = first_overscan(amp)
+    sample = segment[: amp.ny : 8, first:] - levels[::8, None]
+    sample = sample[np.isfinite(sample)]
+    if sample.size == 0:
+        return float("nan"), 0
+    # Steps of an ADU make the first guess coarse: never clip closer than two of them.
+    limit = max(5 * 1.4826 * float(np.median(np.abs(sample - np.median(sample)))), 2.0)
+    squares, n = _scatter(segment, levels, first, np.float32(limit))
+    return float(np.sqrt(squares / n)) if n > 0 else float("nan"), int(n)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scatter(segment: NDArray[Any], levels: F4, first: int, limit: np.float32) -> tuple[float, int]:
+    """Sum of squares about the rows' own means, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for y in range(levels.size):
+        total, total2, n = 0.0, 0.0, 0
+        for x in range(first, segment.shape[1]):
+            v = np.float32(segment[y, x]) - levels[y]
+            if abs(v) <= limit:
+                total += v
+                total2 += v * v
+                n += 1
+        if n > 1:
+            squares += total2 - total * total / n
+            freedom += n - 1
+    return squares, freedom

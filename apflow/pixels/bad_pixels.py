@@ -1,0 +1,180 @@
+"""Pixels that are bad in one dark or one flat, against those that are known to be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from apflow.model.camera import Amplifier
+from apflow.model.exposure import Mask
+from apflow.pixels.interpolate import nearby
+from apflow.pixels.survey import EXCLUDED, Survey, sample_of
+
+F4 = NDArray[np.float32]
+I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
+
+#: Bright pixels of LSST's sensor tests (eotest): dark current above, e-/s.
+HOT_E_PER_S = 5.0
+#: Dark pixels of the same: response off the surroundings' by more.
+RESPONSE = 0.2
+#: And never closer to the noise: 16 million pixels have 0.03 by chance beyond 6 sigma.
+_NOISE_SIGMA = 6.0
+#: A hit shares its charge with its neighbours: four of them hold so much of it, and so many sigma of their noise.
+_SHARED, _SHARED_SIGMA = 0.05, 3.5
+#: So many in a column are a bad column whatever their neighbours hold (as eotest has it).
+_COLUMN = 20
+
+_BAD, _NO_DATA = int(Mask.BAD), int(Mask.NO_DATA)
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Pixels outside limits: known defects, new low and high ones, and hits of cosmic rays."""
+
+    known: int
+    low: int
+    high: int
+    hits: int
+
+
+def hot_limit(found: Survey, exposure_time_s: float) -> float:
+    """Electrons above an amplifier's level from which a pixel of a dark is hot."""
+    return max(HOT_E_PER_S * exposure_time_s, _NOISE_SIGMA * found.sigma)
+
+
+def response_limit(found: Survey) -> float:
+    """Part of the level by which a pixel of a flat is off when it is bad."""
+    return max(RESPONSE, _NOISE_SIGMA * found.sigma / found.mean) if found.mean > 0 else math.nan
+
+
+def outliers(
+    image: F4, mask: I4, amp: Amplifier, reference: F4 | None, centre: float, sigma: float, limit: float
+) -> Outliers:
+    """Count the pixels of one amplifier further from `centre` than `limit`.
+
+    One image cannot tell a hot pixel from a cosmic ray by its charge. But
+    charge from outside diffuses on its way through the silicon and most
+    particles cross several pixels, while dark current stays in its pixel: a
+    high pixel is a hit when its four neighbours together hold more than 5 % of
+    its charge and more than 3.5 sigma of their noise, unless it is one of 20
+    or more in a row along its column. So a hot pixel beside another, or under
+    a hit, is missed, and the rare hit that stays in one pixel is counted.
+
+    Parameters
+    ----------
+    image, mask : `numpy.ndarray`, (ny, nx)
+        Of the whole CCD; defects are BAD.
+    amp : `Amplifier`
+    reference : `numpy.ndarray`, (ny, nx), float32, or `None`
+        What the image is divided by.
+    centre, sigma, limit : `float`
+        Level and noise of the pixels, and how far off is bad.
+    """
+    used = reference if reference is not None else np.empty((0, 0), np.float32)
+    counts = _count(
+        image, mask, (amp.x0, amp.y0, amp.nx, amp.ny), used, np.float32(centre), np.float32(sigma), np.float32(limit)
+    )
+    return Outliers(*(int(n) for n in counts))
+
+
+def gone_from_dark(
+    image: F4, mask: I4, dark: F4, where: I8, amp: Amplifier, centre: float, limit: float, exposure_time_s: float
+) -> int:
+    """Of the defects ``where`` (flat indices), those that the master dark shows as hot and the image does not.
+
+    Only those count whose charge would be twice the limit.
+    """
+    sample = sample_of(dark, amp)
+    known = dark.reshape(-1)[where] - np.float32(np.median(sample[np.isfinite(sample)]))
+    due = (known >= HOT_E_PER_S) & (known * exposure_time_s >= 2 * limit)
+    seen = mask.reshape(-1)[where] & EXCLUDED == _BAD
+    return int(np.count_nonzero(due & seen & (image.reshape(-1)[where] - centre < limit)))
+
+
+def gone_from_flat(image: F4, mask: I4, flat: F4, where: I8, limit: float) -> int:
+    """Of the defects ``where`` (flat indices), those that the master flat shows as low or high and the image does not.
+
+    Each is compared with the good pixels about it, in either plane.
+    """
+    seen = mask.reshape(-1)[where] & EXCLUDED == _BAD
+    now, then = (
+        plane.reshape(-1)[where] / nearby(plane, mask, EXCLUDED, where, np.float32(0)) for plane in (image, flat)
+    )
+    deviant = ~(np.abs(then - 1) <= RESPONSE)  # NaN is no response either
+    return int(np.count_nonzero(seen & deviant & (np.abs(now - 1) < limit)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _count(
+    image: F4,
+    mask: I4,
+    box: tuple[int, int, int, int],
+    reference: F4,
+    centre: np.float32,
+    sigma: np.float32,
+    limit: np.float32,
+) -> tuple[int, int, int, int]:
+    """Known, low, high and hit pixels outside the limits."""
+    x0, y0, nx, ny = box
+    off = np.empty(nx, np.float32)
+    # Of the run of high pixels that each column is in: its last row, its length, and how many are not hits.
+    last, length, lone = np.full(nx, -2, np.int64), np.zeros(nx, np.int64), np.zeros(nx, np.int64)
+    known, low, high, hits = 0, 0, 0, 0
+    for j in range(ny):
+        y, out = y0 + j, 0
+        for i in range(nx):
+            v = image[y, x0 + i]
+            if reference.size:
+                v /= reference[y, x0 + i]
+            off[i] = v - centre
+            out += 1 if abs(off[i]) > limit else 0
+        for i in range(nx if out else 0):
+            bits = mask[y, x0 + i]
+            if not limit < abs(off[i]) < np.float32(1e30) or bits & _NO_DATA:
+                continue
+            if bits & _BAD:
+                known += 1
+            elif off[i] < 0:
+                low += 1
+            else:
+                if last[i] != j - 1:
+                    high += length[i] if length[i] >= _COLUMN else lone[i]
+                    hits += 0 if length[i] >= _COLUMN else length[i] - lone[i]
+                    length[i], lone[i] = 0, 0
+                last[i] = j
+                length[i] += 1
+                lone[i] += 0 if _shares(image, mask, box, reference, centre, sigma, y, x0 + i, off[i]) else 1
+    for i in range(nx):
+        high += length[i] if length[i] >= _COLUMN else lone[i]
+        hits += 0 if length[i] >= _COLUMN else length[i] - lone[i]
+    return known, low, high, hits
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _shares(
+    image: F4,
+    mask: I4,
+    box: tuple[int, int, int, int],
+    reference: F4,
+    centre: np.float32,
+    sigma: np.float32,
+    y: int,
+    x: int,
+    peak: np.float32,
+) -> bool:
+    """Whether a high pixel's four neighbours hold charge too."""
+    x0, y0, nx, ny = box
+    total, n = np.float32(0), 0
+    for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0)):
+        yy, xx = y + dy, x + dx
+        if yy < y0 or yy >= y0 + ny or xx < x0 or xx >= x0 + nx or mask[yy, xx] & (_BAD | _NO_DATA):
+            continue
+        v = image[yy, xx] / reference[yy, xx] if reference.size else image[yy, xx]
+        total += v - centre
+        n += 1
+    return bool(total > max(np.float32(_SHARED) * peak, np.float32(_SHARED_SIGMA) * sigma * np.sqrt(np.float32(n))))

@@ -30,7 +30,7 @@ def detector(exposure: CalibrationExposure, detector: int, plan: CalibrationPlan
     masters = fetch_masters(plan, detector, config)  # before the shutter closes
     image = await_calibration_image(exposure, detector, config)
     checked = check_calibration(plan, image, masters, config)
-    return keep_checks(plan, checked, config)
+    return keep_checks(checked, config)
 
 
 def exposure(exposure: CalibrationExposure, detectors: Sequence[int], config: Config) -> tuple[Outcome, ...]:

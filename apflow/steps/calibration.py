@@ -173,7 +173,7 @@ def _partner(plan: CalibrationPlan, detector: int, info: ImageInfo) -> Raw | Non
 
 
 @node
-def keep_checks(plan: CalibrationPlan, checked: CalibrationResult, config: Config) -> CalibrationResult:
+def keep_checks(checked: CalibrationResult, config: Config) -> CalibrationResult:
     """Write metrics and picture where the Butler will find them; a gather registers them."""
     exposure, detector = checked.exposure, checked.detector
     kinds = ("calibration_metrics", "calibration_picture")

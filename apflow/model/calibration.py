@@ -15,6 +15,8 @@ from apflow.model.products import OutputFile
 from apflow.model.verdict import Verdict
 
 F4 = NDArray[np.float32]
+#: Beyond all visits' numbers.
+_AFTER_VISITS = 10**13
 
 
 class Intent(enum.StrEnum):
@@ -94,8 +96,8 @@ class CalibrationExposure:
 
     @property
     def visit(self) -> int:
-        """The number by which runners and ledgers know it."""
-        return self.exposure
+        """The number by which runners know it: higher than any visit's, which so goes first where they compete."""
+        return _AFTER_VISITS + self.exposure
 
 
 @dataclass(frozen=True)

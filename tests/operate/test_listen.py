@@ -250,7 +250,7 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
         service.until(f"visit {second.visit} of group")
         service.kill()
     with Listening(mine, "--http", ":0") as service:
-        service.until("1 visits were under way")
+        service.until("1 visits or calibrations were under way")
         land(mine, second)
         told = service.until(f"visit {second.visit} begins anew")
         assert "pointing off by 1.70 deg" in told

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from apflow.errors import BadRequest
+from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.visit import Visit
-from apflow.operate.listen.journal import FOLDER, Journal, visit_from
+from apflow.operate.listen.journal import FOLDER, Journal, target_from
 
 NOW = 1_795_000_000.0
 VISIT = Visit("LSSTComCam", 2025042000001, "g", 150.1, -32.0, 25.0, "r_03", "r", 30.0, ("CC_O_20250420_000001",))
+BIAS = CalibrationExposure(
+    "LSSTComCam", 2025042000001, "b", Intent.BIAS, "", 0.0, "CC_O_20250420_000001", partner="CC_O_20250420_000000"
+)
 
 
 def test_entries_come_back_in_order_over_days(tmp_path: Path):
@@ -23,7 +27,7 @@ def test_entries_come_back_in_order_over_days(tmp_path: Path):
     with Journal(tmp_path) as again:
         entries = list(again.entries(NOW - 1.0))
         assert [e["what"] for e in entries] == ["told", "started", "told", "closed"]
-        assert visit_from(entries[1]["visit"]) == VISIT
+        assert target_from(entries[1]) == VISIT
         assert [e["what"] for e in again.entries(NOW + 86_400.5)] == ["closed"]
     assert len(list((tmp_path / FOLDER).glob("*.jsonl"))) == 2
 
@@ -32,6 +36,12 @@ def test_what_was_started_and_did_not_end(tmp_path: Path):
     with Journal(tmp_path) as journal:
         journal.started(NOW, VISIT, "alert_production", [3, 4], False)
         assert journal.unfinished(NOW) == {VISIT.visit: VISIT}
+        journal.started(NOW + 1.0, BIAS, "raw_calibration", [3, 4], False)
+        *_, entry = journal.entries(NOW)
+        assert target_from(entry) == BIAS
+        assert journal.unfinished(NOW) == {VISIT.visit: VISIT}, "of calibrations the ledger knows nothing"
+        journal.ended(NOW + 2.0, BIAS.visit, {"done": 2})
+        assert journal.unfinished(NOW) == {VISIT.visit: VISIT}, "a number is that of one of them"
         journal.ended(NOW + 2.0, VISIT.visit, {"done": 2})
         assert journal.unfinished(NOW + 3.0) == {}
 

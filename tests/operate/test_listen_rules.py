@@ -53,7 +53,16 @@ def test_without_a_file_images_of_the_sky_are_processed():
     rules = load_rules("", GRAPHS)
     assert rules is DEFAULT
     assert first_match(rules, Subject("any", "LSSTCam", "OBJECT"), CAMERA) == "alert_production"
-    assert first_match(rules, Subject("any", "LSSTCam", "DARK"), CAMERA) == IGNORE
+    assert first_match(rules, Subject("any", "LSSTCam", "ENGTEST"), CAMERA) == IGNORE
+    for image_type in ("BIAS", "DARK", "FLAT", "CBP"):
+        assert first_match(rules, Subject("", "LSSTCam", image_type), CAMERA) == "raw_calibration"
+
+
+def test_a_calibration_is_for_its_own_graph_alone_and_that_for_no_other():
+    rules = rules_from({"rule": [{"graph": "alert_production"}, {"graph": "raw_calibration"}]}, GRAPHS)
+    assert first_match(rules, Subject("", "LSSTCam", "FLAT", ("r_57",)), CAMERA) == "raw_calibration"
+    assert first_match(rules[::-1], Subject("", "LSSTCam", "OBJECT", ("r_57",)), CAMERA) == "alert_production"
+    assert first_match(rules[:1], Subject("", "LSSTCam", "BIAS"), CAMERA) == IGNORE
 
 
 @pytest.mark.parametrize(

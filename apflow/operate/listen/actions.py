@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apflow.model.calibration import CalibrationExposure
 from apflow.model.next_visit import NextVisit
 from apflow.model.visit import Visit
+
+#: What a graph is run for.
+Target = Visit | CalibrationExposure
+#: From the end of an exposure to its image.
+READOUT_S = 2.5
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,11 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Start:
-    """Run a graph for a visit.
+    """Run a graph for a visit, or for a calibration exposure.
 
     Attributes
     ----------
-    visit : `Visit`
+    visit : `Visit` or `CalibrationExposure`
     graph : `str`
     detectors : `tuple` [`int`, ...] or `None`
         Those whose images are expected; None where nobody told.
@@ -31,7 +37,7 @@ class Start:
         Until the last image can be expected; it is waited for after that.
     """
 
-    visit: Visit
+    visit: Target
     graph: str
     detectors: tuple[int, ...] | None = None
     exposing_s: float = 0.0
@@ -41,16 +47,19 @@ class Start:
 class Restart(Start):
     """Give up what runs, and run it anew with other values."""
 
-    instead_of: Visit | None = None
+    instead_of: Target | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """End the waiting for a group at once, and what was started for it, if anything was."""
+    """End the waiting for a group at once, and what was started for it, if anything was.
+
+    Of a calibration exposure the group is empty: others of its group go on.
+    """
 
     group: str
-    visit: Visit | None
+    visit: Target | None
     reason: str
 
 

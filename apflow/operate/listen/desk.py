@@ -8,6 +8,9 @@ The exposure id of a visit is not known at nextVisit; a visit is *identified*
 by startIntegration, by a list of expected sensors, or by a header, whichever
 comes first, and started then if its pointing and filter are known. Headers
 outrank startIntegration, which outranks nextVisit.
+
+Calibrations are in a book of their own, `Calibrations`, which every word about
+an exposure is told to as well: one that it holds is no visit.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from dataclasses import dataclass
 
 from apflow.config import Config
 from apflow.errors import BadRequest
+from apflow.model.calibration import CalibrationExposure, is_calibration
 from apflow.model.camera import Camera
 from apflow.model.ids import day_obs, image_name
 from apflow.model.next_visit import SCIENCE, Message, NextVisit, NextVisitCanceled, StartIntegration
 from apflow.model.sighting import Sighting
 from apflow.model.visit import Visit
-from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, TimedOut
+from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, Target, TimedOut
+from apflow.operate.listen.calibrations import Calibrations
 from apflow.operate.listen.knowledge import Group, Shot, Tolerance, first_exposure, fits, is_newer, visit_of
 from apflow.operate.listen.rules import DEFAULT, IGNORE, Rule, Subject, first_match
 
@@ -30,7 +35,6 @@ from apflow.operate.listen.rules import DEFAULT, IGNORE, Rule, Subject, first_ma
 TAI_MINUS_UTC_S = 37.0
 _MJD_UNIX = 40587.0
 _DAY_S = 86_400.0
-_READOUT_S = 2.5
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class _Wish:
 
 
 class Desk:
-    """Decides about the visits of one camera.
+    """Decides about the visits and the calibrations of one camera.
 
     Parameters
     ----------
@@ -68,6 +72,7 @@ class Desk:
         self._tolerance = Tolerance(self._own.pointing_tolerance_deg, self._own.angle_tolerance_deg)
         self._groups: dict[str, Group] = {}
         self._shots: dict[int, Shot] = {}
+        self._calibrations = Calibrations(camera, self._rules)
 
     # What comes in.
 
@@ -89,25 +94,32 @@ class Desk:
         why = fits(sighting, self._camera)
         if why:
             return [Ignore(f"image {sighting.image}", why)]
+        is_news = self._calibrations.see(sighting, now_unix)
+        if is_calibration(sighting.image_type):
+            return self._decide_exposure(sighting.exposure, now_unix) if is_news else []
         shot = self._shot(first_exposure(sighting), now_unix)
         is_first = not shot.seen_unix
-        if not shot.see(sighting, now_unix, self._tolerance):
+        if not (shot.see(sighting, now_unix, self._tolerance) or is_news):
             return []
-        actions = self._decide_shot(shot, now_unix)
+        actions = self._decide_exposure(sighting.exposure, now_unix, shot)
         if is_first and not actions and shot.ended and sighting.arrived_unix > shot.ended_unix:
             return [Ignore(f"image {sighting.image}", "its visit has ended")]
         return actions
 
-    def ended(self, visit: int, now_unix: float) -> list[Action]:
-        """What was started for a visit came to its end."""
-        shot = self._shots.get(visit)
+    def ended(self, target: Target, now_unix: float) -> list[Action]:
+        """What was started came to its end."""
+        if isinstance(target, CalibrationExposure):
+            return self._calibrations.ended(target.exposure, now_unix)
+        shot = self._shots.get(target.visit)
         if shot is None or shot.running is None:
             return []
         shot.ended, shot.ended_unix = True, now_unix
         return self._decide_shot(shot, now_unix)
 
-    def resume(self, visit: Visit, graph: str, again: bool, now_unix: float) -> None:
-        """A visit that an earlier service started."""
+    def resume(self, visit: Target, graph: str, again: bool, now_unix: float) -> None:
+        """What an earlier service started."""
+        if isinstance(visit, CalibrationExposure):
+            return self._calibrations.resume(visit, graph, again, now_unix)
         shot = self._shot(visit.visit, now_unix)
         shot.running, shot.graph, shot.again, shot.ended = visit, graph, again, False
         if visit.group:
@@ -146,6 +158,7 @@ class Desk:
             if shot.running is not None and not shot.ended:
                 kind = Restart if shot.again else Start
                 yield kind(shot.running, shot.graph, shot.expected)
+        yield from self._calibrations.unfinished()
 
     def waiting(self) -> list[str]:
         """Groups that are announced and not identified."""
@@ -176,6 +189,12 @@ class Desk:
         what = f"startIntegration of {event.image}"
         if not event.image.startswith(f"{self._camera.image_prefix}_"):
             return [Ignore(what, f"it is no image of {self._camera.instrument}: {self._camera.image_prefix}_...")]
+        if is_calibration(event.image_type):
+            if not self._calibrations.integrate(event, now_unix):
+                return [Ignore(what, "it came before")]
+            actions = self._decide_exposure(event.exposure, now_unix)
+            ignored = [Ignore(what, "no rule takes it", kept=True)] if self._calibrations.ignores(event.exposure) else []
+            return actions + ignored
         shot = self._shot(event.first_exposure, now_unix)
         if not shot.integrate(event):
             return [Ignore(what, "it came before")]
@@ -253,6 +272,13 @@ class Desk:
             return actions
         return [Cancel(group.name, None, "nextVisitCanceled")]
 
+    def _decide_exposure(self, exposure: int, now_unix: float, *visits: Shot) -> list[Action]:
+        """Decide about an exposure, and about the visits that it is, or could be, a snap of."""
+        shots = [self._shots[first] for first in (exposure - 1, exposure) if first in self._shots]
+        shots += [shot for shot in visits if shot not in shots]
+        actions = [action for shot in shots for action in self._decide_shot(shot, now_unix)]
+        return actions + self._calibrations.decide(exposure)
+
     def _decide_shot(self, shot: Shot, now_unix: float) -> list[Action]:
         wish = self._wish(shot, now_unix)
         running, visit = shot.running, wish.visit
@@ -260,7 +286,7 @@ class Desk:
             if visit is None:
                 return []
             shot.running, shot.graph, shot.ended = visit, wish.graph, False
-            return [Start(visit, wish.graph, shot.expected, self._exposing_s(shot))]
+            return [Start(visit, wish.graph, shot.expected, shot.exposing_s())]
         if visit is None:
             if shot.ended or not wish.reason:
                 return []
@@ -273,13 +299,15 @@ class Desk:
             return []
         shot.running, shot.graph, shot.again, shot.ended = visit, wish.graph, True, False
         reason = f"visit {visit.visit} is not as announced: {difference}"
-        exposing_s = self._exposing_s(shot)
-        return [Restart(visit, wish.graph, shot.expected, exposing_s, instead_of=running, reason=reason)]
+        return [Restart(visit, wish.graph, shot.expected, shot.exposing_s(), instead_of=running, reason=reason)]
 
     def _wish(self, shot: Shot, now_unix: float) -> _Wish:
         """What should run: a function of what was told, and of time for a header that nothing announced."""
         group = self._groups.get(shot.group)
         event, header = (group.event if group else None), shot.header
+        nsnaps, exposure_time_s = shot.nsnaps(event), shot.exposure_time_s(event)
+        if any(map(self._calibrations.holds, range(shot.first, shot.first + nsnaps))):
+            return _Wish(reason="it is a calibration")
         if header is None:
             if group is not None and group.cancelled:
                 return _Wish(reason="nextVisitCanceled")
@@ -289,7 +317,6 @@ class Desk:
         graph = self._route(event.survey if event else "", shot.image_type(SCIENCE if event else ""), filters)
         if graph == IGNORE:
             return _Wish(reason="no rule takes it")
-        nsnaps, exposure_time_s = shot.nsnaps(event), shot.exposure_time_s(event)
         if header is None:
             assert event is not None
             return _Wish(event.visit(self._camera, shot.first, nsnaps, exposure_time_s), graph)
@@ -302,12 +329,6 @@ class Desk:
         subject = Subject(survey, self._camera.instrument, image_type, tuple(filters))
         return first_match(self._rules, subject, self._camera)
 
-    def _exposing_s(self, shot: Shot) -> float:
-        """Until all images may be there: an exposure that began just now has them all before it."""
-        if shot.header is not None and shot.running is not None and len(shot.snaps) >= shot.running.nsnaps:
-            return 0.0
-        return (shot.running.exposure_time_s + _READOUT_S) * shot.running.nsnaps if shot.running else 0.0
-
     def _forget(self, now_unix: float) -> None:
         """Let go of what ended, or what nobody can wait for any more."""
         old_unix = now_unix - max(self._own.max_age_s, 4 * self._image_timeout_s)
@@ -316,6 +337,7 @@ class Desk:
             for first, shot in self._shots.items()
             if shot.heard_unix > old_unix or (shot.running is not None and not shot.ended)
         }
+        self._calibrations.forget(old_unix)
         busy = {shot.group for shot in self._shots.values()}
         self._groups = {
             name: group

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from apflow.errors import BadRequest, ServiceError
+from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.visit import Visit
 
 #: Folder in the repository; one file of JSON lines a day (UTC).
@@ -24,9 +25,10 @@ class Journal:
     """An append-only file, synced with each entry; one service of a repository has it at a time.
 
     Entries are ``{"unix", "what", ...}``: ``told`` (`kind`, `record`),
-    ``started`` (`visit`, `graph`, `detectors`, `again`), ``ended`` (`visit`,
-    `states`), ``closed`` (`group`, `reason`, `detectors`). What is seen of
-    images is on the repository's board, and stays there.
+    ``started`` (`visit` or `calibration`, `graph`, `detectors`, `again`),
+    ``ended`` (`visit`, the number by which the runner knows it, `states`),
+    ``closed`` (`group`, `reason`, `detectors`). What is seen of images is on
+    the repository's board, and stays there.
 
     Parameters
     ----------
@@ -71,13 +73,16 @@ class Journal:
         """An event."""
         self._append(unix, "told", {"kind": kind, "record": record})
 
-    def started(self, unix: float, visit: Visit, graph: str, detectors: Sequence[int], again: bool) -> None:
-        """A visit is started; `again`: in place of a run with other values."""
-        what = {"visit": asdict(visit), "graph": graph, "detectors": list(detectors), "again": again}
+    def started(
+        self, unix: float, visit: Visit | CalibrationExposure, graph: str, detectors: Sequence[int], again: bool
+    ) -> None:
+        """A visit or a calibration is started; `again`: in place of a run with other values."""
+        kind = "visit" if isinstance(visit, Visit) else "calibration"
+        what = {kind: asdict(visit), "graph": graph, "detectors": list(detectors), "again": again}
         self._append(unix, "started", what)
 
     def ended(self, unix: float, visit: int, states: Mapping[str, int]) -> None:
-        """A visit came to its end, with how many detectors in each state."""
+        """What was started came to its end, with how many detectors in each state."""
         self._append(unix, "ended", {"visit": visit, "states": dict(states)})
 
     def closed(self, unix: float, group: str, reason: str, detectors: Sequence[int]) -> None:
@@ -101,8 +106,8 @@ class Journal:
         """Visits that were started and did not end, by their ids."""
         begun: dict[int, Visit] = {}
         for entry in self.entries(now_unix - KEPT_S):
-            if entry["what"] == "started":
-                begun[entry["visit"]["visit"]] = visit_from(entry["visit"])
+            if entry["what"] == "started" and isinstance(target := target_from(entry), Visit):
+                begun[target.visit] = target
             elif entry["what"] == "ended":
                 begun.pop(entry["visit"], None)
         return begun
@@ -139,8 +144,12 @@ class Journal:
             self._file = None
 
 
-def visit_from(tree: Mapping[str, Any]) -> Visit:
-    """The visit of an entry."""
+def target_from(entry: Mapping[str, Any]) -> Visit | CalibrationExposure:
+    """What was started, of an entry that tells it."""
+    if "calibration" in entry:
+        tree = entry["calibration"]
+        return CalibrationExposure(**{**tree, "intent": Intent.of(tree["intent"])})
+    tree = entry["visit"]
     return Visit(**{**tree, "images": tuple(tree["images"])})
 
 

@@ -12,6 +12,7 @@ from apflow.model.next_visit import NextVisit, StartIntegration
 from apflow.model.sighting import Sighting
 from apflow.model.sky import separation_arcsec
 from apflow.model.visit import Visit
+from apflow.operate.listen.actions import READOUT_S
 
 
 @dataclass(eq=False)
@@ -184,6 +185,12 @@ class Shot:
         told = sorted(event.image_type for event in self.integrations.values() if event.image_type)
         return told[0] if told else default
 
+    def exposing_s(self) -> float:
+        """Until all images may be there: an exposure that began just now has them all before it."""
+        if self.header is not None and self.running is not None and len(self.snaps) >= self.running.nsnaps:
+            return 0.0
+        return (self.running.exposure_time_s + READOUT_S) * self.running.nsnaps if self.running else 0.0
+
 
 def first_exposure(sighting: Sighting) -> int:
     """Exposure id of the first snap of an image's visit."""
@@ -216,6 +223,13 @@ def fits(sighting: Sighting, camera: Camera) -> str:
     """Why a header is of no use with this camera; empty where it is."""
     if sighting.instrument != camera.instrument:
         return f"image {sighting.image} is of {sighting.instrument}, not {camera.instrument}"
+    for name, value, low, high in (
+        ("RA", sighting.ra_deg, 0.0, 360.0),
+        ("Dec", sighting.dec_deg, -90.0, 90.0),
+        ("exposure time", sighting.exposure_time_s, 0.0, 3600.0),
+    ):
+        if value < low or value > high:
+            return f"{name} {value} of image {sighting.image} is out of range: {low:g} to {high:g}"
     if sighting.physical_filter and sighting.physical_filter not in {f.physical_filter for f in camera.filters}:
         return (
             f"image {sighting.image} has filter {sighting.physical_filter!r}, which {camera.instrument} does not have"

@@ -1,4 +1,4 @@
-"""Rules by survey: which graph a visit is for, or none. The first that matches wins.
+"""Rules by survey: which graph an exposure is for, or none. The first that matches wins.
 
 A file of rules is TOML::
 
@@ -11,9 +11,16 @@ A file of rules is TOML::
     filters = ["g", "r", "i", "z"]
     graph = "alert_production"
 
+    [[rule]]
+    image_type = ["BIAS", "FLAT"]
+    graph = "raw_calibration"
+
 Each condition is a pattern (``*``, ``?``, ``[...]``) or a list of them, one of
 which must match; what is not named is not asked for. Filters go by physical
-filter or band.
+filter or band; an exposure without any meets every condition on them.
+
+Whatever a rule says, ``raw_calibration`` takes no image but BIAS, DARK, FLAT
+and CBP, and no other graph takes these. They come with no survey.
 """
 
 from __future__ import annotations
@@ -26,15 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from apflow.errors import BadRequest
+from apflow.model.calibration import Intent, is_calibration
 from apflow.model.camera import Camera
 
 IGNORE = "ignore"
+RAW_CALIBRATION = "raw_calibration"
 _CONDITIONS = ("survey", "instrument", "image_type", "filters")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of a visit.
+    """What is known of a visit or a calibration.
 
     `survey` and `image_type` are empty where nobody told them. `filters` holds
     those that may be used; empty for any of the camera's.
@@ -63,16 +72,21 @@ class Rule:
         """
         named = [camera.filter(name) for name in subject.filters] or camera.filters
         filters = [name for one in named for name in (one.physical_filter, one.band)]
+        for_calibrations = self.graph == RAW_CALIBRATION
         return (
-            _any(self.survey, [subject.survey])
+            (self.graph == IGNORE or for_calibrations == is_calibration(subject.image_type))
+            and _any(self.survey, [subject.survey])
             and _any(self.instrument, [subject.instrument])
             and _any(self.image_type, [subject.image_type])
             and _any(self.filters, filters)
         )
 
 
-#: Images of the sky are processed, whatever the survey.
-DEFAULT = (Rule("alert_production", image_type=("OBJECT", "SCIENCE")),)
+#: Images of the sky are processed, whatever the survey, and so are calibrations.
+DEFAULT = (
+    Rule("alert_production", image_type=("OBJECT", "SCIENCE")),
+    Rule(RAW_CALIBRATION, image_type=tuple(intent.image_type for intent in Intent)),
+)
 
 
 def first_match(rules: Sequence[Rule], subject: Subject, camera: Camera) -> str:

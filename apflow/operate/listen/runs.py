@@ -1,4 +1,9 @@
-"""Runs of graphs on the cluster: at most one of a visit at a time, each written down before it begins."""
+"""Runs of graphs on the cluster: at most one of a visit at a time, each written down before it begins.
+
+Calibrations run on the same workers. Where they compete with a visit, its
+detectors are admitted and its tasks run first, as of a visit with a smaller
+number; a step that began is not interrupted.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +18,23 @@ from typing import Any
 
 from apflow.config import Config
 from apflow.errors import ApflowError
-from apflow.graphs import alert_production
+from apflow.graphs import alert_production, raw_calibration
 from apflow.io.arrivals.board import CANCELLED, GROUPS, Key, Place, open_board
 from apflow.io.ppdb import Ppdb
+from apflow.model.calibration import CalibrationExposure
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import Preparation
 from apflow.model.visit import Visit
-from apflow.operate.listen.actions import Prepare, Restart, Start
+from apflow.operate.listen.actions import Prepare, Restart, Start, Target
 from apflow.operate.listen.journal import Journal
+from apflow.operate.listen.rules import RAW_CALIBRATION
 from apflow.run.on_dask import DaskRunner, VisitHandle
 
 _log = logging.getLogger(__name__)
 Graph = Callable[..., Any]
 
 #: What rules may name.
-GRAPHS: Mapping[str, Graph] = {"alert_production": alert_production.visit}
+GRAPHS: Mapping[str, Graph] = {"alert_production": alert_production.visit, RAW_CALIBRATION: raw_calibration.exposure}
 #: What runs at nextVisit, for the graphs that have such a part.
 PREPARATIONS: Mapping[str, Graph] = {"alert_production": alert_production.prepare}
 #: Sequence numbers of preparations: beyond those of real exposures, whose ids they must not meet.
@@ -42,7 +49,7 @@ _OPEN = ("expected", str(State.CANCELLED))
 class _Run:
     """A run in flight; `detectors` are those that are to come to an end."""
 
-    visit: Visit
+    visit: Target
     graph: str
     detectors: tuple[int, ...]
     handle: VisitHandle
@@ -53,9 +60,12 @@ class _Run:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run: how many detectors in each state, alerts, and the first cause of one that is not done."""
+    """What became of a run: how many detectors in each state, alerts, and the first cause of one that is not done.
 
-    visit: Visit
+    Of a calibration the cause may be why a detector is not acceptable.
+    """
+
+    visit: Target
     states: Mapping[str, int]
     n_alerts: int = 0
     cause: str = ""
@@ -116,7 +126,7 @@ class Runs:
                 run.handle.drop()
 
     def start(self, action: Start) -> int:
-        """Run a visit, after what runs of it has ended; gives how many detectors are left to process, -1 for later."""
+        """Run a graph, after what runs for the same has ended; gives how many detectors are left, -1 for later."""
         number = action.visit.visit
         if number in self._live:
             self._live[number].handle.drop()
@@ -124,8 +134,8 @@ class Runs:
             return -1
         return self._begin(action)
 
-    def cancel(self, visit: Visit, reason: str) -> None:
-        """End every unfinished detector of a visit as cancelled."""
+    def cancel(self, visit: Target, reason: str) -> None:
+        """End every unfinished detector as cancelled."""
         self._next.pop(visit.visit, None)
         if visit.visit in self._live:
             self._live[visit.visit].handle.cancel()
@@ -159,10 +169,11 @@ class Runs:
             run.visit, states, sum(o.n_alerts for o in outcomes), next((o.cause for o in outcomes if o.cause), "")
         )
 
-    def settle(self, visit: Visit, state: State, cause: str, detectors: Sequence[int] = ()) -> None:
-        """Write a terminal state for the detectors that have none."""
+    def settle(self, visit: Target, state: State, cause: str, detectors: Sequence[int] = ()) -> None:
+        """Write a terminal state for the detectors that have none; of calibrations the ledger knows nothing."""
         left = self._left(visit, detectors or self.detectors, again=False)
-        self._ppdb.settle([Outcome(visit.instrument, visit.visit, d, state, cause, "listen") for d in left])
+        if isinstance(visit, Visit):
+            self._ppdb.settle([Outcome(visit.instrument, visit.visit, d, state, cause, "listen") for d in left])
         self._journal.ended(time.time(), visit.visit, {str(state): len(left)})
 
     def since(self, number: int) -> float:
@@ -179,11 +190,12 @@ class Runs:
         timing = self._config.timing
         timing = dataclasses.replace(timing, image_timeout_s=timing.image_timeout_s + action.exposing_s)
         config = dataclasses.replace(self._config, timing=timing)
-        self._run(GRAPHS[action.graph], action.graph, self._reachable(action.visit), left, config)
+        visit = self._reachable(action.visit) if isinstance(action.visit, Visit) else action.visit
+        self._run(GRAPHS[action.graph], action.graph, visit, left, config)
         return len(left)
 
     def _run(
-        self, graph: Graph, name: str, visit: Visit, detectors: Sequence[int], config: Config, group: str = ""
+        self, graph: Graph, name: str, visit: Target, detectors: Sequence[int], config: Config, group: str = ""
     ) -> None:
         handle = self._runner.start(graph, visit, list(detectors), config)
         number = visit.visit
@@ -197,8 +209,13 @@ class Runs:
             _log.debug("visit %d: %s", number, error)
         self._post(number, handle)
 
-    def _left(self, visit: Visit, detectors: Sequence[int], again: bool) -> list[int]:
-        """Detectors that did not come to an end; `again`: those that are not done."""
+    def _left(self, visit: Target, detectors: Sequence[int], again: bool) -> list[int]:
+        """Detectors that did not come to an end; `again`: those that are not done.
+
+        A calibration is checked whole: again it makes the same files.
+        """
+        if isinstance(visit, CalibrationExposure):
+            return list(detectors)
         rows = self._ppdb.table("ledger", {"visit": [visit.visit]})
         rows = rows[rows["instrument"] == visit.instrument]
         states = dict(zip(rows["detector"].astype(int), rows["state"].astype(str), strict=True))
@@ -213,7 +230,7 @@ class Runs:
             return dataclasses.replace(visit, group="") if board.get([key]) else visit
 
 
-def _prepared(visit: Visit, preparation: Preparation | None, cause: str) -> Ended:
+def _prepared(visit: Target, preparation: Preparation | None, cause: str) -> Ended:
     if preparation is None:
         return Ended(visit, {PREPARED: 0}, cause=cause)
     return Ended(visit, {PREPARED: len(preparation.detectors)}, cause=next(iter(preparation.causes.values()), ""))

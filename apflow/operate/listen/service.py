@@ -18,9 +18,10 @@ from apflow.model.camera import Camera
 from apflow.model.ledger import State
 from apflow.model.next_visit import parse
 from apflow.model.sighting import Sighting
-from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, TimedOut
+from apflow.model.visit import Visit
+from apflow.operate.listen.actions import Action, Cancel, Ignore, Prepare, Restart, Start, Target, TimedOut
 from apflow.operate.listen.desk import Desk
-from apflow.operate.listen.journal import KEPT_S, Journal, visit_from
+from apflow.operate.listen.journal import KEPT_S, Journal, target_from
 from apflow.operate.listen.runs import PREPARED, Ended, Runs
 
 _log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Service:
         if ended is None:
             return
         self._tell(_summary(ended, since_s))
-        self._do(self._desk.ended(number, time.time()), time.monotonic())
+        self._do(self._desk.ended(ended.visit, time.time()), time.monotonic())
 
     def _do(self, actions: Sequence[Action], since: float) -> None:
         for action in actions:
@@ -213,28 +214,29 @@ class Service:
                     self._tell(f"{action.what} is ignored: {action.reason}")
 
     def _start(self, action: Start, since: float) -> None:
-        self._runs.end_preparation(action.visit.group)
+        target = action.visit
+        if isinstance(target, Visit):
+            self._runs.end_preparation(target.group)
         left = self._runs.start(action)
-        number = action.visit.visit
         if isinstance(action, Restart):
-            self._tell(f"visit {number} begins anew: {action.reason or 'it did before'}")
+            self._tell(f"{_name(target)} begins anew: {action.reason or 'it did before'}")
         elif left:
             after_ms = 1e3 * (time.monotonic() - since)
             self._tell(
-                f"visit {number} of group {action.visit.group}: {left} detectors, {after_ms:.0f} ms after it was known"
+                f"{_name(target)} of group {target.group}: {left} detectors, {after_ms:.0f} ms after it was known"
             )
         if not left:
-            self._desk.ended(number, time.time())
+            self._desk.ended(target, time.time())
 
     def _cancel(self, action: Cancel) -> None:
         if action.group:
             cancel(self._config.butler, self._instrument, action.group)
-        self._runs.end_preparation(action.group)
+            self._runs.end_preparation(action.group)
         if action.visit is None:
             self._close_group(action.group, str(State.CANCELLED))
         else:
             self._runs.cancel(action.visit, action.reason)
-            self._tell(f"visit {action.visit.visit} of group {action.group} is cancelled: {action.reason}")
+            self._tell(f"{_name(action.visit)} of group {action.visit.group} is cancelled: {action.reason}")
 
     def _close_group(self, group: str, state: str) -> None:
         """The waiting for a visit ended that never had a number: its detectors' states are in the journal."""
@@ -248,15 +250,19 @@ class Service:
     def _resume(self) -> None:
         now = time.time()
         cancelled: dict[str, Cancel] = {}
+        begun: dict[int, Target] = {}
         for entry in self._journal.entries(now - KEPT_S):
             match entry["what"]:
                 case "told":
                     for action in self._replayed(entry):
                         cancelled[action.group] = action
                 case "started":
-                    self._desk.resume(visit_from(entry["visit"]), entry["graph"], entry["again"], entry["unix"])
+                    target = target_from(entry)
+                    begun[target.visit] = target
+                    self._desk.resume(target, entry["graph"], entry["again"], entry["unix"])
                 case "ended":
-                    self._desk.ended(entry["visit"], entry["unix"])
+                    if entry["visit"] in begun:
+                        self._desk.ended(begun[entry["visit"]], entry["unix"])
                     cancelled = {g: a for g, a in cancelled.items() if not a.visit or a.visit.visit != entry["visit"]}
                 case "closed":
                     self._desk.close_group(entry["group"], entry["unix"])
@@ -266,7 +272,7 @@ class Service:
             raise about[0]
         actions = list(self._desk.unfinished())
         if actions:
-            self._tell(f"{len(actions)} visits were under way")
+            self._tell(f"{len(actions)} visits or calibrations were under way")
         self._do([*cancelled.values(), *actions], time.monotonic())
         self._see(*about)
 
@@ -279,9 +285,13 @@ class Service:
         return [action for action in self._desk.take(message, entry["unix"]) if isinstance(action, Cancel)]
 
 
+def _name(target: Target) -> str:
+    return f"visit {target.visit}" if isinstance(target, Visit) else f"{target.intent} {target.image}"
+
+
 def _summary(ended: Ended, since_s: float) -> str:
     told = ", ".join(f"{n} {state}" for state, n in sorted(ended.states.items()))
     alerts = f", {ended.n_alerts} alerts" if ended.n_alerts else ""
     cause = f"; {ended.cause}" if ended.cause else ""
-    what = f"group {ended.visit.group}" if PREPARED in ended.states else f"visit {ended.visit.visit}"
+    what = f"group {ended.visit.group}" if PREPARED in ended.states else _name(ended.visit)
     return f"{what}: {told}{alerts} in {since_s:.2f} s{cause}"

@@ -24,6 +24,8 @@ _CLIP_SIGMA = 5.0
 _MAX_SATURATED = 0.01
 #: Fewer pixels give no gain worth having: 4.5 % for so many.
 _MIN_PIXELS = 1000
+#: Photons' noise that does not stand out of the read noise by so many sigma tells no gain.
+_SIGNIFICANT = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def photon_transfer(first: Raw, second: Raw, detector: Detector, masters: Master
     Returns
     -------
     measured : `dict` [`str`, `PhotonTransfer`]
-        By amplifier name. NaN where an amplifier is dead, not lit, or more
-        than 1 % of it is saturated.
+        By amplifier name. NaN where an amplifier is dead or has no overscan,
+        more than 1 % of it is saturated, or photons add no noise that stands
+        out of the read noise.
 
     Raises
     ------
@@ -114,19 +117,19 @@ def _measure(
         segments[0], segments[1], levels[0], levels[1], bias, defects, amp.nx, amp.prescan,
         np.float32(amp.saturation), np.float32(k), np.float32(_CLIP_SIGMA * spread),
     )  # fmt: skip
-    if n < _MIN_PIXELS or n_saturated > _MAX_SATURATED * amp.nx * amp.ny:
+    freedom = sum(m for _, m in noises)
+    if n < _MIN_PIXELS or n_saturated > _MAX_SATURATED * amp.nx * amp.ny or freedom == 0:
         return PhotonTransfer()
     read2 = float(np.mean([noise**2 for noise, _ in noises]))
     # The interquartile mean of m values has 1.2 times the variance of their mean.
     of_levels = 1 + 1.2 / (segments[0].shape[1] - first_overscan(amp))
     variance = (d2 - d * d / n) / (n - 1)
     shot = variance - (k * k + 1) * read2 * of_levels
-    if not shot > 0:
-        return PhotonTransfer()
-    gain = (k * k * s1 + s2) / n / shot
-    freedom = sum(m for _, m in noises)
     read_error = math.sqrt(read2 / (2 * freedom))  # of the read noise in ADU
     shot_error = math.hypot(variance * math.sqrt(2 / n), (k * k + 1) * 2 * math.sqrt(read2) * read_error)
+    gain = (k * k * s1 + s2) / n / shot if shot > _SIGNIFICANT * shot_error else math.nan
+    if not gain > 0:
+        return PhotonTransfer()
     gain_error = gain * shot_error / shot
     read = math.sqrt(read2)
     return PhotonTransfer(gain, gain_error, read * gain, math.hypot(read_error * gain, read * gain_error))

@@ -58,25 +58,15 @@ def mosaic(camera: Camera, pictures: Mapping[int, NDArray[np.float32]]) -> tuple
     return _uri(page), low, high
 
 
-def strip(values: NDArray[np.float64]) -> tuple[str, float, float]:
-    """Values of amplifiers as a strip of colours, one pixel each; NaN shows the page.
-
-    Parameters
-    ----------
-    values : `numpy.ndarray`, (rows, columns)
-
-    Returns
-    -------
-    uri, low, high
-        As `mosaic`.
-    """
+def strip(values: NDArray[np.float64]) -> str:
+    """Values of amplifiers, (rows, columns), as a PNG of one pixel each; NaN shows the page."""
     low, high = limits(values)
     known = np.isfinite(values)
     place = np.clip((np.where(known, values, low) - low) / (high - low), 0, 1) * (len(_RAMP) - 1)
     steps = np.arange(len(_RAMP))
     colours = np.stack([np.interp(place, steps, _RAMP[:, c]) for c in range(3)], -1)
     pixels = np.concatenate([colours, 255.0 * known[..., None]], -1).round().astype(np.uint8)
-    return _uri(Image.fromarray(pixels)), low, high
+    return _uri(Image.fromarray(pixels))
 
 
 def limits(values: NDArray[np.floating]) -> tuple[float, float]:

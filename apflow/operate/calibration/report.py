@@ -14,17 +14,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apflow.config import Config
 from apflow.io.atomic import atomic
 from apflow.io.butler.paths import checks_path
 from apflow.io.fits import read_image
 from apflow.model.calibration import CalibrationExposure, Intent
-from apflow.model.calibration_metrics import AMPLIFIER
+from apflow.model.calibration_metrics import AMPLIFIER, DETECTOR
 from apflow.model.camera import Camera
+from apflow.model.metrics import Metric
 from apflow.operate.calibration.pictures import mosaic, ramp_css, rows_of, strip
-from apflow.operate.report_map import focal_plane_svg, metric_label
+from apflow.operate.report_map import focal_plane_svg
 from apflow.operate.report_parts import number, table
 
+_METRICS = {metric.name: metric for metric in (*DETECTOR, *AMPLIFIER)}
 _VERDICTS = ("Acceptable", "Warning", "Alert")
 #: Rows of the table; the others are in the JSON.
 _MOST_ROWS = 200
@@ -97,7 +101,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         ("Verdict", summary["verdict"] or "not checked", ", ".join(f"{verdicts[v]} {v}" for v in _VERDICTS[::-1]
                                                                    if v in verdicts)),
         ("Detectors checked", f"{done} of {n}", ", ".join(f"{k} {v}" for v, k in states.items() if v != "done")),
-        ("Exposure time", f"{number(summary['exposure_time_s'])} s", summary["physical_filter"] or "filter as taken"),
+        ("Exposure time", f"{number(summary['exposure_time_s'])} s", summary["physical_filter"] or "no filter"),
         ("Out of range", number(sum(len(d["out_of_range"]) for d in summary["detectors"])), "metrics of amplifiers"),
     ]  # fmt: skip
     return "".join(
@@ -153,7 +157,7 @@ def _amplifiers(detectors: list[Any]) -> str:
     rows = [
         (
             _named(f"{name} {row['amplifier'] or 'whole'}", row["verdict"]),
-            escape(metric_label(row["metric"])[0]),
+            escape(_label(_METRICS[row["metric"]])),
             row["verdict"],
             number(row["value"], 4),
             escape(row["unit"]),
@@ -176,16 +180,24 @@ def _strips(detectors: list[Any]) -> str:
         values = [[a[metric.name] for a in d["amplifiers"].values()] for d in done]
         if all(v is None for row in values for v in row):
             continue
-        table_ = rows_of(values)
-        uri, low, high = strip(table_)
-        label, _ = metric_label(metric.name)
-        height = 60 if len(table_) > 1 else 16
+        rows = rows_of(values)
+        low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
+        known = number(low) if low == high else f"{number(low)} to {number(high)}"
+        label = escape(_label(metric))
         parts.append(
-            f'<span title="{escape(metric.description)}">{escape(label)}</span>'
-            f'<img src="{uri}" alt="{escape(label)} by amplifier" style="height:{height}px">'
-            f'<span class="quiet n">{number(low)} to {number(high)} {escape(metric.unit)}</span>'
+            f'<span title="{escape(metric.description)}">{label}</span>'
+            f'<img src="{strip(rows)}" alt="{label} by amplifier" style="height:{60 if len(rows) > 1 else 16}px">'
+            f'<span class="quiet n">{known} {escape(metric.unit)}</span>'
         )
     return "".join(parts)
+
+
+def _label(metric: Metric) -> str:
+    """Its name in words, without its unit."""
+    unit = metric.unit.replace(" / ", "_per_")
+    words = metric.name.removesuffix(f"_{unit}").replace("n_", "number of ", 1 if metric.name.startswith("n_") else 0)
+    text = words.replace("_", " ").replace("ptc", "photon transfer:")
+    return text[0].upper() + text[1:]
 
 
 def _named(name: str, verdict: str | None) -> str:

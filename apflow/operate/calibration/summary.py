@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from apflow.config import Config
-from apflow.io.butler.paths import checks_path
+from apflow.io.butler.paths import checks_path, raw_path
+from apflow.io.fits import read_info
 from apflow.io.metrics import read_bundle
 from apflow.model.calibration import CalibrationExposure
 from apflow.model.calibration_bundle import EXPOSURE_ACTION
@@ -37,7 +40,9 @@ def summarise(
     ranges = ranges_of(config)
     detectors = [_detector(exposure, o, camera.detector(o.detector), ranges, config) for o in outcomes]
     whole: Values = {}
-    if any(o.state is State.DONE for o in outcomes):
+    done = [o.detector for o in outcomes if o.state is State.DONE]
+    if done:
+        exposure = _as_taken(exposure, camera.detector(done[0]), camera, config)
         whole = read_bundle(checks_path(config.butler, "calibration_exposure_metrics", exposure))[EXPOSURE_ACTION]
     verdict = whole.get("verdict")
     return {
@@ -53,6 +58,13 @@ def summarise(
         "metrics": dict(whole),
         "detectors": detectors,
     }
+
+
+def _as_taken(exposure: CalibrationExposure, detector: Detector, camera: Camera, config: Config) -> CalibrationExposure:
+    """The exposure with filter and exposure time of a header."""
+    path = raw_path(Path(config.butler), exposure.instrument, exposure.exposure, camera.image_prefix, detector.name)
+    info = read_info(path)
+    return dataclasses.replace(exposure, physical_filter=info.physical_filter, exposure_time_s=info.exposure_time_s)
 
 
 def _detector(

@@ -236,7 +236,7 @@ def guarded(
     return Carried(value, failure, (*steps, record), detector, measured | _summary(value))
 
 
-def _summary(value: Any) -> Mapping[str, float]:
+def _summary(value: Any) -> dict[str, float]:
     found = getattr(value, "summary", None)
     return dict(found) if isinstance(found, Mapping) else {}
 

@@ -19,6 +19,7 @@ from apflow.steps.batches import archive_packets, publish_alerts, register_outpu
 from apflow.steps.calibrate import calibrate, remove_signature
 from apflow.steps.difference import detect_and_measure, match_template, subtract
 from apflow.steps.fetch import await_science_images, fetch_calibs, fetch_template
+from apflow.steps.metrics import dispatch_metrics
 from apflow.steps.package import package_alerts
 from apflow.steps.prepare import gather_prepared, preparation_report, prepare_detector, prepare_inputs
 from apflow.steps.visits import detector_region, open_visit, visit_report
@@ -57,6 +58,7 @@ def visit(visit: Visit, detectors: Sequence[int], config: Config) -> tuple[Outco
         stored = write_ppdb(archived, config)  # the point of no return
         outcomes.append(publish_alerts(stored, config))
         registered.append(register_outputs(batch, plan, config))
+    registered.append(dispatch_metrics(visit, detectors, outcomes, config))
     return visit_report(visit, detectors, outcomes, registered, config)
 
 

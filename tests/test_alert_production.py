@@ -25,9 +25,9 @@ from apflow.cluster.local import local_cluster
 from apflow.graphs import alert_production
 from apflow.io.alerts.archive import read_night
 from apflow.io.arrivals import Ingestor
-from apflow.io.metrics import read_bundle
+from apflow.io.metrics import values_of
 from apflow.io.ppdb import open_ppdb
-from apflow.model.ap_metrics import STAGE_METRICS, by_stage
+from apflow.model.ap_metrics import STAGE_METRICS, STAGES, by_stage, delivery, known_values, over_visit
 from apflow.model.ids import day_obs_of, source_id
 from apflow.model.ledger import Outcome, State
 from apflow.model.sky import separation_arcsec
@@ -105,7 +105,8 @@ def test_the_scheduler_knows_each_node_of_the_graph_by_name(night: Night):
         *("open_visit", "detector_region", "fetch_calibs", "fetch_template", "await_science_images"),
         *("remove_signature", "calibrate", "match_template", "subtract", "detect_and_measure"),
         *("read_history", "associate", "force_photometry", "package_alerts"),
-        *("archive_packets", "write_ppdb", "publish_alerts", "register_outputs", "visit_report"),
+        *("archive_packets", "write_ppdb", "publish_alerts", "register_outputs", "dispatch_metrics"),
+        "visit_report",
     }
     assert wanted <= night.prefixes
 
@@ -171,9 +172,33 @@ def test_every_metric_of_a_done_detector_has_a_value(night: Night):
     for outcome in night.of(0).values():
         assert tuple(outcome.metrics) == STAGE_METRICS
         assert np.isfinite(list(outcome.metrics.values())).all()
-    bundle = night.field.root / "LSSTComCam" / "prompt"
-    (path,) = bundle.rglob(f"ap_metrics_*_{night.field.visits[0].visit}_004.json")
-    assert read_bundle(path) == by_stage(night.of(0)[4].metrics)
+
+
+def test_metrics_in_the_butler_are_those_of_the_outcomes(night: Night):
+    """D10: those that failed have all names, with null for what was not measured."""
+    every = {stage: {metric.name for metric in metrics} for stage, metrics in STAGES.items()}
+    with Butler.from_config(
+        str(night.field.root), collections=["LSSTComCam/prompt"], instrument="LSSTComCam"
+    ) as butler:
+        for n in (0, 1):
+            visit, rows = night.field.visits[n].visit, []
+            for d, outcome in night.of(n).items():
+                stages, delivered = (
+                    values_of(butler.get(kind, visit=visit, detector=d))
+                    for kind in ("ap_metrics", "ap_delivery_metrics")
+                )
+                assert stages == by_stage(outcome.metrics)
+                assert {stage: set(found) for stage, found in stages.items()} == every
+                assert delivered == delivery(outcome)
+                assert delivered["delivery"][f"is_{outcome.state}"] == 1.0
+                rows.append(known_values(stages | delivered))
+            assert values_of(butler.get("ap_visit_metrics", visit=visit)) == over_visit(rows)
+        failed = [values_of(butler.get("ap_metrics", visit=visit, detector=d)) for d in range(3)]
+        seen = values_of(butler.get("ap_visit_metrics", visit=visit))["visit"]
+    assert not any(known_values(values) for values in failed)  # no step of them measured anything
+    assert (seen["n_detectors"], seen["n_done"], seen["n_bad_data"], seen["n_image_timeout"]) == (9.0, 6.0, 2.0, 1.0)
+    fwhm = [night.of(1)[d].metrics["psf_fwhm_arcsec"] for d in range(3, 9)]
+    assert [seen[f"{s}_psf_fwhm_arcsec"] for s in ("min", "median", "max")] == [min(fwhm), np.median(fwhm), max(fwhm)]
 
 
 def test_readme_lists_exactly_the_columns_that_are_never_computed(night: Night):
@@ -193,8 +218,8 @@ def test_products_are_in_the_butler(night: Night):
     try:
         difference = butler.get("difference_image", visit=visit, detector=4)
         table = butler.get("dia_source_detector", visit=visit, detector=4)
-        for name in ("difference_image", "dia_source_detector", "ap_metrics"):
-            assert len(butler.query_datasets(name)) == 15
+        for name, n in {"difference_image": 15, "dia_source_detector": 15, "ap_metrics": 18}.items():
+            assert len(butler.query_datasets(name)) == n
     finally:
         butler.close()
     assert difference.unit == "nJy"

@@ -19,9 +19,10 @@ from apflow.model.metrics import Metric, complete
 Catalogue = Mapping[str, Iterable[Metric]]
 #: Values by action and metric.
 Values = Mapping[str, Mapping[str, float | None]]
+DataId = Mapping[str, str | int]
 
 
-def bundle(catalogue: Catalogue, values: Values, data_id: Mapping[str, str | int], mjd_mid_tai: float) -> str:
+def bundle(catalogue: Catalogue, values: Values, data_id: DataId, mjd_mid_tai: float) -> str:
     """Metrics of one dataset as JSON.
 
     Parameters
@@ -70,9 +71,7 @@ def explicit_timestamp(mjd_tai: float) -> str:
     return "explicit_timestamp:" + str(Time(mjd_tai, format="mjd", scale="tai").utc.strftime("%Y%m%dT%H%M%S+0000"))
 
 
-def write_bundle(
-    path: str | Path, catalogue: Catalogue, values: Values, data_id: Mapping[str, str | int], mjd_mid_tai: float
-) -> None:
+def write_bundle(path: str | Path, catalogue: Catalogue, values: Values, data_id: DataId, mjd_mid_tai: float) -> None:
     """Write a `bundle` to a file."""
     with atomic(path) as file:
         file.write(bundle(catalogue, values, data_id, mjd_mid_tai).encode())

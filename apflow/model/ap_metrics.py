@@ -159,6 +159,11 @@ def by_stage(values: Mapping[str, float | None]) -> Values:
     return {stage: complete(metrics, values) for stage, metrics in STAGES.items()}
 
 
+def known_values(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Those metrics of any stages that have a value, in one mapping."""
+    return {name: value for found in values.values() for name, value in found.items() if value is not None}
+
+
 def delivery(outcome: Outcome) -> Values:
     """How a detector-visit came to its end, and when its alerts went out; None where they did not."""
     arrived, done = outcome.arrived_unix, outcome.state is State.DONE
@@ -178,20 +183,20 @@ def delivery(outcome: Outcome) -> Values:
     return {action: complete(metrics, values) for action, metrics in DELIVERY.items()}
 
 
-def over_visit(detectors: Iterable[Mapping[str, float | None]]) -> Values:
+def over_visit(detectors: Iterable[Mapping[str, float]]) -> Values:
     """Metrics of a visit from those of its detectors: minimum, median and maximum, and counts by state.
 
     Parameters
     ----------
     detectors : iterable of mapping
-        All metrics of each detector, of its stages and of its delivery, in one
-        mapping. Those without a value are left out of that metric's statistics.
+        What is known of each detector, of its stages and of its delivery, in
+        one mapping; those without a value count in none of its statistics.
     """
     rows = list(detectors)
     values: dict[str, float | None] = {"n_detectors": float(len(rows))}
-    values |= {f"n_{state}": float(sum(row.get(f"is_{state}") or 0.0 for row in rows)) for state in State}
+    values |= {f"n_{state}": float(sum(row.get(f"is_{state}", 0.0) for row in rows)) for state in State}
     for total, name in (("total_n_sources", "n_sources"), ("total_n_alerts", "n_alerts")):
-        values[total] = sum(_known(rows, name), start=0.0)
+        values[total] = sum(_known(rows, name))
     for name in SUMMIT:
         if known := _known(rows, name):
             found = (min(known), float(np.median(known)), max(known))
@@ -202,5 +207,5 @@ def over_visit(detectors: Iterable[Mapping[str, float | None]]) -> Values:
     return {action: complete(metrics, values) for action, metrics in VISIT.items()}
 
 
-def _known(rows: Sequence[Mapping[str, float | None]], name: str) -> list[float]:
-    return [value for row in rows if (value := row.get(name)) is not None]
+def _known(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]

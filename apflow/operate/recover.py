@@ -11,11 +11,14 @@ from pathlib import Path
 from apflow.config import Config
 from apflow.errors import ServiceError
 from apflow.io.butler import OUTPUTS, Repository, output_path, output_run
+from apflow.io.metrics import read_bundle
 from apflow.io.ppdb import Ppdb
+from apflow.model.ap_metrics import known_values
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import OutputFile
 from apflow.model.visit import Visit
 from apflow.operate.deliver import deliver, with_publication
+from apflow.steps.metrics import keep_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +61,9 @@ def recover(ppdb: Ppdb, visits: Sequence[Visit], outcomes: Sequence[Outcome], co
     if late:
         ppdb.settle(late)
     for visit in visits:
-        _register(visit, [d for v, d in sorted(done) if v == visit.visit], config)
+        mine = [o for o in ended if o.visit == visit.visit and o.state is State.DONE]
+        _register(visit, [o.detector for o in mine], config)
+        _measure(visit, mine, config)
     return ended
 
 
@@ -68,3 +73,19 @@ def _register(visit: Visit, detectors: Sequence[int], config: Config) -> None:
     files = [(OutputFile(name, path), visit.visit, d) for name, path, d in paths if Path(path).is_file()]
     if files:
         Repository.open(config.butler, writeable=True).register_outputs(run, files)
+
+
+def _measure(visit: Visit, done: Sequence[Outcome], config: Config) -> None:
+    """Keep and send the metrics of detectors that an interrupted run published and no more."""
+    run = output_run(visit, config)
+
+    def path(kind: str, detector: int) -> Path:
+        return Path(output_path(config.butler, kind, visit, detector, run))
+
+    left = [
+        dataclasses.replace(o, metrics=known_values(read_bundle(path("ap_metrics", o.detector))))
+        for o in done
+        if path("ap_metrics", o.detector).is_file() and not path("ap_delivery_metrics", o.detector).is_file()
+    ]
+    if left:
+        keep_metrics(visit, left, config)

@@ -80,7 +80,6 @@ class AlertProductionConnections(pipe_base.PipelineTaskConnections, dimensions=_
     )
     difference_image = _output("difference_image", "ApflowExposure", "Difference image, nJy.")
     dia_source_detector = _output("dia_source_detector", "DataFrame", "DiaSources as the PPDB has them.")
-    ap_metrics = _output("ap_metrics", "MetricMeasurementBundle", "Metrics of the detector-visit.")
     ap_provenance = _output("ap_provenance", "ApflowProvenance", "What the outputs were made from, and by what.")
 
 
@@ -110,7 +109,8 @@ class AlertProductionTask(pipe_base.PipelineTask):
     `apflow.graphs.alert_production`, with a batch of one for the gathers.
 
     A detector-visit that does not end as done raises and leaves no dataset, so
-    that it can be tried again in the same RUN: that of the night and the
+    that it can be tried again in the same RUN (only its metrics, which are
+    therefore no output of the task): that of the night and the
     configuration, in which the results of every road meet. Outputs are registered as on a
     cluster: with ids that follow from dataset type, data id and RUN, rather
     than those that the quantum graph predicts. Tasks that read them therefore

@@ -23,6 +23,7 @@ from apflow.io.alerts.publish import publish
 from apflow.io.butler import Repository
 from apflow.io.kafka.sinks import open_sink
 from apflow.io.ppdb import open_ppdb
+from apflow.model.ap_metrics import STAGE_METRICS
 from apflow.model.ledger import Ended, Failure, Outcome, State
 from apflow.model.products import Archived, DetectorResult, OutboxRow, Plan, Stored
 from apflow.model.visit import Visit
@@ -127,10 +128,14 @@ def _again(result: DetectorResult, config: Config) -> DetectorResult:
 
 def _outcome(visit: Visit, ended: Ended, results: dict[int, DetectorResult], stored_unix: float) -> Outcome:
     common = Outcome(visit.instrument, visit.visit, ended.detector, State.DONE, steps=ended.steps)
+    result = results.get(ended.detector)
     if ended.failure is not None:
         failure = ended.failure
-        return dataclasses.replace(common, state=failure.state, cause=failure.cause, step=failure.step)
-    result = results[ended.detector]
+        measured = result.metrics if result else {n: ended.measured.get(n, float("nan")) for n in STAGE_METRICS}
+        return dataclasses.replace(
+            common, state=failure.state, cause=failure.cause, step=failure.step, metrics=measured
+        )
+    assert result is not None
     return dataclasses.replace(
         common,
         n_sources=len(result.sources),

@@ -16,7 +16,7 @@ from apflow.io.butler import output_path
 from apflow.io.butler.paths import OUTPUTS
 from apflow.io.fits import write_exposure
 from apflow.io.input_cache import take_counts
-from apflow.io.metrics import write_bundle
+from apflow.io.metrics import DataId, write_bundle
 from apflow.io.ppdb import open_ppdb
 from apflow.io.provenance import keywords, provenance, write_provenance
 from apflow.io.tables import write_table
@@ -33,7 +33,6 @@ from apflow.model.products import (
     Plan,
     Snaps,
 )
-from apflow.model.visit import Visit
 from apflow.pixels.cutouts import cut, cutout_size
 
 #: Columns of DiaSource whose true values are counted.
@@ -113,13 +112,9 @@ def write_catalogues(result: DetectorResult) -> None:
         if output.dataset_type == "dia_source_detector":
             write_table(output.path, result.sources)
         elif output.dataset_type == "ap_metrics":
-            write_stages(output.path, result.visit, result.detector, result.metrics, result.mjd_mid_tai)
-
-
-def write_stages(path: str, visit: Visit, detector: int, metrics: Mapping[str, float], mjd_mid_tai: float) -> None:
-    """Write what the stages measured on a detector."""
-    data_id = {"instrument": visit.instrument, "visit": visit.visit, "detector": detector}
-    write_bundle(path, STAGES, by_stage(metrics), data_id, mjd_mid_tai)
+            visit = result.visit
+            data_id: DataId = {"instrument": visit.instrument, "visit": visit.visit, "detector": result.detector}
+            write_bundle(output.path, STAGES, by_stage(result.metrics), data_id, result.mjd_mid_tai)
 
 
 def with_forced(associated: Associated, history: History, forced: pd.DataFrame) -> Associated:

@@ -60,17 +60,21 @@ def visit_report(
     """One terminal state for every detector, settled in the ledger.
 
     A batch whose gather failed leaves its detectors without an outcome: they
-    end as failed with the gather's cause. Files that could not be registered
-    are named in the cause of every detector of the visit, which stays done:
-    its alerts are out.
+    end as failed with the gather's cause. That files or metrics could not be
+    registered is noted in the cause of every detector of the visit, which
+    stays done: its alerts are out.
     """
+    report = ends_of(visit, detectors, outcomes)
+    failed = {one.step: one.cause for one in registered if isinstance(one, Failure)}
+    note = "; ".join(f"not everything of this visit is in the Butler: {step}: {why}" for step, why in failed.items())
+    report = [dataclasses.replace(o, cause=o.cause or note) for o in report]
+    open_ppdb(config.ppdb_url).settle(report)
+    return tuple(report)
+
+
+def ends_of(visit: Visit, detectors: Sequence[int], outcomes: Sequence[tuple[Outcome, ...] | Failure]) -> list[Outcome]:
+    """One terminal state for every detector, from what the batches say of theirs."""
     ended = {o.detector: o for batch in outcomes if not isinstance(batch, Failure) for o in batch}
     broken = [batch for batch in outcomes if isinstance(batch, Failure)]
     step, cause = (broken[0].step, broken[0].cause) if broken else ("visit_report", "no batch reported this detector")
-    report = [ended.get(d) or Outcome(visit.instrument, visit.visit, d, State.FAILED, cause, step) for d in detectors]
-    unregistered = [r for r in registered if isinstance(r, Failure)]
-    if unregistered:
-        note = f"a batch of this visit was not registered in the Butler: {unregistered[0].cause}"
-        report = [dataclasses.replace(o, cause=o.cause or note) for o in report]
-    open_ppdb(config.ppdb_url).settle(report)
-    return tuple(report)
+    return [ended.get(d) or Outcome(visit.instrument, visit.visit, d, State.FAILED, cause, step) for d in detectors]

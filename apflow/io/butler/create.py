@@ -15,6 +15,8 @@ from apflow.io.butler import paths
 from apflow.model.camera import Camera, camera_names, load_camera
 
 if TYPE_CHECKING:
+    from lsst.daf.butler import Butler
+
     from apflow.io.arrivals.database_board import DatabaseBoard
 
 _DETECTOR_VISIT = ("instrument", "visit", "detector")
@@ -33,11 +35,23 @@ DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
     ("ap_provenance", _DETECTOR_VISIT, "ApflowProvenance", False),
+    ("ap_delivery_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
+    ("ap_visit_metrics", ("instrument", "visit"), "MetricMeasurementBundle", False),
     ("calibration_metrics", _DETECTOR_EXPOSURE, "MetricMeasurementBundle", False),
     ("calibration_picture", _DETECTOR_EXPOSURE, "ApflowImage", False),
     ("calibration_exposure_metrics", ("instrument", "exposure"), "MetricMeasurementBundle", False),
 )
 SETTINGS = "apflow.toml"
+
+
+def register_types(butler: Butler) -> None:
+    """Register those of `DATASET_TYPES` that a repository lacks: one that an earlier version made."""
+    from lsst.daf.butler import DatasetType
+
+    for name, dimensions, storage_class, calib in DATASET_TYPES:
+        butler.registry.registerDatasetType(
+            DatasetType(name, dimensions, storage_class, universe=butler.dimensions, isCalibration=calib)
+        )
 
 
 def create_repository(
@@ -117,7 +131,7 @@ def _board(registry: str, namespace: str) -> DatabaseBoard | None:
 
 
 def _make(root: Path, camera: Camera, registry: Mapping[str, str], fast: str | Path) -> None:
-    from lsst.daf.butler import Butler, Config, DatasetType
+    from lsst.daf.butler import Butler, Config
     from lsst.daf.butler.registry import CollectionType  # type: ignore[attr-defined]
 
     from apflow.io.butler.fast import put_before
@@ -131,10 +145,7 @@ def _make(root: Path, camera: Camera, registry: Mapping[str, str], fast: str | P
     Butler.makeRepo(str(root), config=config, forceConfigRoot=False)
     with Butler.from_config(str(root), writeable=True) as butler:
         register_camera(butler.registry, camera)
-        for name, dimensions, storage_class, calib in DATASET_TYPES:
-            butler.registry.registerDatasetType(
-                DatasetType(name, dimensions, storage_class, universe=butler.dimensions, isCalibration=calib)
-            )
+        register_types(butler)
         instrument = camera.instrument
         runs = [paths.raw_run(instrument), paths.REFERENCE_RUN, paths.ephemerides_run(instrument)]
         inputs = [runs[0], paths.calib_collection(instrument), *runs[1:]]

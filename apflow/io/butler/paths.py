@@ -18,6 +18,11 @@ OUTPUTS = {
     "ap_metrics": "json",
     "ap_provenance": "json",
 }
+#: The same of what is known when the alerts of a visit are out.
+DELIVERED = {
+    "ap_delivery_metrics": "json",
+    "ap_visit_metrics": "json",
+}
 #: The same of calibration exposures.
 CHECKS = {
     "calibration_metrics": "json",
@@ -26,17 +31,19 @@ CHECKS = {
 }
 
 
-def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int, run: str) -> str:
-    """Path of an output of a detector-visit, the same whoever asks.
+def output_path(root: str | Path, dataset_type: str, visit: Visit, detector: int | None, run: str) -> str:
+    """Path of an output of a detector-visit, or of a visit without `detector`, the same whoever asks.
 
     Raises
     ------
     BadRequest
-        Detectors write no such dataset type.
+        Visits have no such dataset type.
     """
-    if dataset_type not in OUTPUTS:
-        raise BadRequest(f"{dataset_type!r} is no output of a detector; accepted: {', '.join(OUTPUTS)}")
-    name = f"{dataset_type}_{visit.instrument}_{visit.visit}_{detector:03d}.{OUTPUTS[dataset_type]}"
+    kinds = OUTPUTS | DELIVERED
+    if dataset_type not in kinds:
+        raise BadRequest(f"{dataset_type!r} is no output of a visit; accepted: {', '.join(kinds)}")
+    where = "" if detector is None else f"_{detector:03d}"
+    name = f"{dataset_type}_{visit.instrument}_{visit.visit}{where}.{kinds[dataset_type]}"
     return str(Path(root).resolve() / run / dataset_type / str(day_obs_of(visit.visit)) / str(visit.visit) / name)
 
 

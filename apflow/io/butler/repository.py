@@ -13,7 +13,7 @@ from apflow.config import load_config
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.arrivals.board import Board, open_board
 from apflow.io.butler import paths
-from apflow.io.butler.create import SETTINGS
+from apflow.io.butler.create import SETTINGS, register_types
 from apflow.model.camera import Camera, load_camera
 from apflow.model.products import Inputs, OutputFile
 from apflow.model.skymap import SkyMap
@@ -154,8 +154,10 @@ class Repository:
         return find_inputs(self, visit, detectors, camera or self.camera)
 
     @_service
-    def register_outputs(self, run: str, outputs: Iterable[tuple[OutputFile, int, int]]) -> int:
-        """Register files that detectors wrote, each with its visit and detector, in one transaction.
+    def register_outputs(self, run: str, outputs: Iterable[tuple[OutputFile, int, int | None]]) -> int:
+        """Register files of detectors, each with its visit and detector, or of visits (None), in one transaction.
+
+        A repository that an earlier version made gets the dataset types that it lacks.
 
         Returns
         -------
@@ -168,6 +170,7 @@ class Repository:
         BadRequest
             A visit is not registered: none of its raw images is.
         """
+        from lsst.daf.butler import MissingDatasetTypeError
         from lsst.daf.butler.registry import ConflictingDefinitionError
 
         from apflow.io.butler.ingest import ingest
@@ -176,13 +179,20 @@ class Repository:
         outputs = list(outputs)
         self._check_visits({visit for _, visit, _ in outputs})
         files = [
-            (Path(o.path), o.dataset_type, {"instrument": instrument, "visit": visit, "detector": detector})
-            for o, visit, detector in outputs
+            (
+                Path(o.path),
+                o.dataset_type,
+                {"instrument": instrument, "visit": v} | ({} if d is None else {"detector": d}),
+            )
+            for o, v, d in outputs
         ]
         chain = paths.prompt_chain(instrument)
         if self.butler.collections.register(run) or run not in self.butler.collections.get_info(chain).children:
             self.butler.collections.prepend_chain(chain, run)
         try:
+            ingest(self.butler, run, files)
+        except MissingDatasetTypeError:
+            register_types(self.butler)
             ingest(self.butler, run, files)
         except ConflictingDefinitionError:
             # A gather that was run again elsewhere was faster: what it registered is now skipped.
@@ -190,11 +200,16 @@ class Repository:
         return len(files)
 
     def _check_visits(self, visits: set[int]) -> None:
-        known = self.butler.query_dimension_records(
-            "visit", instrument=self.instrument, where="visit IN (ids)", bind={"ids": [*visits, 0]}, explain=False
-        )
-        for visit in visits - {record.id for record in known}:
+        for visit in visits - set(self.visits(visits)):
             raise BadRequest(f"visit {visit} is not registered; it is when its first raw image is")
+
+    @_service
+    def visits(self, ids: Iterable[int]) -> dict[int, DimensionRecord]:
+        """Records of those of some visits that are registered, by id."""
+        known = self.butler.query_dimension_records(
+            "visit", instrument=self.instrument, where="visit IN (ids)", bind={"ids": [*ids, 0]}, explain=False
+        )
+        return {record.id: record for record in known}
 
     @functools.cached_property
     def detectors(self) -> dict[int, DimensionRecord]:

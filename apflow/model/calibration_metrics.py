@@ -63,13 +63,13 @@ def _over_amplifiers() -> Iterator[Metric]:
 
 
 AMPLIFIER: tuple[Metric, ...] = (
-    Metric("is_dead", "", "1 where the amplifier is constant or has no finite pixel, else 0"),
+    Metric("is_dead", "", "1 where the amplifier is constant below saturation or has no finite pixel, else 0"),
     *_QUANTITIES,
     *_COUNTS,
 )
 
 DETECTOR: tuple[Metric, ...] = (
-    Metric("n_dead_amplifiers", "", "Amplifiers that are constant or have no finite pixel"),
+    Metric("n_dead_amplifiers", "", "Amplifiers that are constant below saturation or have no finite pixel"),
     *_COUNTS,
     Metric("illumination_slope_ratio", "", "Steepest change of the flat across the detector, over its level"),
     Metric("n_spots", "", "Spots of a collimated beam"),

@@ -29,7 +29,7 @@ _SHARED, _SHARED_SIGMA = 0.05, 3.5
 #: So many in a column are a bad column whatever their neighbours hold (as eotest has it).
 _COLUMN = 20
 
-_BAD, _NO_DATA = int(Mask.BAD), int(Mask.NO_DATA)
+_BAD, _SAT, _NO_DATA = int(Mask.BAD), int(Mask.SAT), int(Mask.NO_DATA)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def response_limit(found: Survey) -> float:
 
 
 def outliers(
-    image: F4, mask: I4, amp: Amplifier, reference: F4 | None, centre: float, sigma: float, limit: float
+    image: F4, mask: I4, amp: Amplifier, flat: F4 | None, centre: float, sigma: float, limit: float
 ) -> Outliers:
     """Count the pixels of one amplifier further from `centre` than `limit`.
 
@@ -70,12 +70,12 @@ def outliers(
     image, mask : `numpy.ndarray`, (ny, nx)
         Of the whole CCD; defects are BAD.
     amp : `Amplifier`
-    reference : `numpy.ndarray`, (ny, nx), float32, or `None`
-        What the image is divided by.
+    flat : `numpy.ndarray`, (ny, nx), float32, or `None`
+        By which the image is divided, whose saturated pixels are overexposed; None for a dark.
     centre, sigma, limit : `float`
         Level and noise of the pixels, and how far off is bad.
     """
-    used = reference if reference is not None else np.empty((0, 0), np.float32)
+    used = flat if flat is not None else np.empty((0, 0), np.float32)
     counts = _count(
         image, mask, (amp.x0, amp.y0, amp.nx, amp.ny), used, np.float32(centre), np.float32(sigma), np.float32(limit)
     )
@@ -114,7 +114,7 @@ def _count(
     image: F4,
     mask: I4,
     box: tuple[int, int, int, int],
-    reference: F4,
+    flat: F4,
     centre: np.float32,
     sigma: np.float32,
     limit: np.float32,
@@ -125,17 +125,18 @@ def _count(
     # Of the run of high pixels that each column is in: its last row, its length, and how many are not hits.
     last, length, lone = np.full(nx, -2, np.int64), np.zeros(nx, np.int64), np.zeros(nx, np.int64)
     known, low, high, hits = 0, 0, 0, 0
+    skipped = _NO_DATA | _SAT if flat.size else _NO_DATA
     for j in range(ny):
         y, out = y0 + j, 0
         for i in range(nx):
             v = image[y, x0 + i]
-            if reference.size:
-                v /= reference[y, x0 + i]
+            if flat.size:
+                v /= flat[y, x0 + i]
             off[i] = v - centre
             out += 1 if abs(off[i]) > limit else 0
         for i in range(nx if out else 0):
             bits = mask[y, x0 + i]
-            if not limit < abs(off[i]) < np.float32(1e30) or bits & _NO_DATA:
+            if not limit < abs(off[i]) < np.float32(1e30) or bits & skipped:
                 continue
             if bits & _BAD:
                 known += 1
@@ -148,7 +149,7 @@ def _count(
                     length[i], lone[i] = 0, 0
                 last[i] = j
                 length[i] += 1
-                lone[i] += 0 if _shares(image, mask, box, reference, centre, sigma, y, x0 + i, off[i]) else 1
+                lone[i] += 0 if _shares(image, mask, box, flat, centre, sigma, y, x0 + i, off[i]) else 1
     for i in range(nx):
         high += length[i] if length[i] >= _COLUMN else lone[i]
         hits += 0 if length[i] >= _COLUMN else length[i] - lone[i]
@@ -160,7 +161,7 @@ def _shares(
     image: F4,
     mask: I4,
     box: tuple[int, int, int, int],
-    reference: F4,
+    flat: F4,
     centre: np.float32,
     sigma: np.float32,
     y: int,
@@ -174,7 +175,7 @@ def _shares(
         yy, xx = y + dy, x + dx
         if yy < y0 or yy >= y0 + ny or xx < x0 or xx >= x0 + nx or mask[yy, xx] & (_BAD | _NO_DATA):
             continue
-        v = image[yy, xx] / reference[yy, xx] if reference.size else image[yy, xx]
+        v = image[yy, xx] / flat[yy, xx] if flat.size else image[yy, xx]
         total += v - centre
         n += 1
     return bool(total > max(np.float32(_SHARED) * peak, np.float32(_SHARED_SIGMA) * sigma * np.sqrt(np.float32(n))))

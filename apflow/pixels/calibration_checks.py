@@ -148,7 +148,7 @@ def _bias(found: Survey, amp: Amplifier) -> Values:
         "bias_residual_adu": found.mean,
         "bias_row_rms_adu": _beyond(found.rows, read2 / amp.nx + of_levels),
         "bias_column_rms_adu": _beyond(found.columns, read2 / amp.ny),
-        "bias_drift_adu": _median(rows[-end:]) - _median(rows[:end]),
+        "bias_drift_adu": _mean(rows[-end:]) - _mean(rows[:end]),
     }
 
 
@@ -184,8 +184,10 @@ def _flat(corrected: Corrected, found: Survey, amp: Amplifier, masters: Masters,
     limit = response_limit(found)
     if masters.flat is None:
         return values
-    noise2 = found.sigma**2 / np.maximum(found.block_pixels, 1)
-    values["flat_structure_ratio"] = _beyond(found.blocks, float(np.mean(noise2))) / found.mean
+    # What scatters about the blocks' means is noise, and they have its n-th part.
+    n = max(2.0, float(np.mean(found.block_pixels)))
+    noise2 = (found.sigma**2 - float(np.nanvar(found.blocks))) / (n - 1)
+    values["flat_structure_ratio"] = _beyond(found.blocks, noise2) / found.mean
     if where is not None and limit < 1:
         seen = outliers(corrected.image, corrected.mask, amp, masters.flat, found.mean, found.sigma, limit * found.mean)
         gone = gone_from_flat(corrected.image, corrected.mask, masters.flat, where, limit)
@@ -280,6 +282,12 @@ def _median(values: Iterable[float] | NDArray[np.floating]) -> float:
     known = np.fromiter(values, float)
     known = known[np.isfinite(known)]
     return float(np.median(known)) if known.size else math.nan
+
+
+def _mean(values: F8) -> float:
+    """Mean of the finite values; NaN if there are none."""
+    known = values[np.isfinite(values)]
+    return float(np.mean(known)) if known.size else math.nan
 
 
 def _beyond(means: F8, noise2: float) -> float:

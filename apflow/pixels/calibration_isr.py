@@ -42,7 +42,7 @@ class Corrected:
     overscan : mapping of `str` to `numpy.ndarray`, (amplifier's ny,), float32
         Levels that were subtracted by amplifier, in the order of readout, ADU.
     dead : `tuple` [`str`, ...]
-        Amplifiers that are constant or have no finite pixel.
+        Amplifiers that are constant below saturation or have no finite pixel.
     """
 
     image: F4
@@ -92,7 +92,8 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
     for amp in detector.amplifiers:
         segment = native(raw.segments[amp.segment])
         overscan[amp.name] = row_levels(segment, amp.ny, first_overscan(amp))
-        if is_dead(segment, amp):
+        # All at the converter's limit is light, not death.
+        if is_dead(segment, amp) and not segment[0, amp.prescan] >= amp.saturation:
             mask[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] = _NO_DATA
             dead.append(amp)
             continue

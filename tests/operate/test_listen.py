@@ -5,20 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import queue
 import shutil
-import signal
-import subprocess
-import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
@@ -34,7 +26,7 @@ from apflow.operate.prepare import simulation_pool
 from apflow.operate.services import KafkaBroker
 from apflow.simulate.scenario import Scenario
 from tests.field import Field, land, make_field, products
-from tests.operate.command import APFLOW
+from tests.operate.listening import Listening, journal
 
 SCENARIO = Scenario(camera="comcam", nvisits=2, detectors=(3, 4), cadence_s=0.0)
 
@@ -84,83 +76,6 @@ def start_integration(visit: Visit) -> dict[str, Any]:
     }
 
 
-class Listening:
-    """The command under way."""
-
-    def __init__(self, field: Field, *options: str) -> None:
-        words = [APFLOW, "listen", "--butler", str(field.root), "--detectors", "3,4", "--workers", "1", *options]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.told: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        try:
-            line = self.until("listening for LSSTComCam")
-        except BaseException:
-            self.kill()
-            raise
-        self.url = line.partition(": ")[2].partition(";")[0]
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line.rstrip())
-        self.lines.put(None)
-
-    def until(self, text: str, timeout_s: float = 240.0) -> str:
-        """The next line that holds a text."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.1, deadline - time.monotonic()))
-            except queue.Empty:
-                line = None
-            assert line is not None, f"{text!r} was not told: {self.told}"
-            self.told.append(line)
-            if text in line:
-                return line
-
-    def post(self, kind: str, record: dict[str, Any]) -> int:
-        """Status of a POST."""
-        request = urllib.request.Request(f"{self.url}/{kind}", json.dumps(record).encode(), method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=20) as reply:
-                return int(reply.status)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code
-
-    def kill(self) -> None:
-        """kill -9 of all its processes, at once."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        os.killpg(self.process.pid, signal.SIGKILL)
-        for child in children:
-            if child.is_running():
-                child.kill()
-        self.process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                assert self.process.wait(timeout=40) == 0, "SIGTERM ends it in good order"
-            finally:
-                if self.process.poll() is None:
-                    self.kill()
-        self._reader.join(timeout=10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-def journal(field: Field) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for f in (field.root / "invocations").glob("*.jsonl") for line in f.read_text().splitlines()
-    ]
-
-
 @pytest.fixture(scope="module")
 def announced(
     field: Field, kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
@@ -180,7 +95,7 @@ def announced(
 
     first, second = mine.visits
     send(topics[0], next_visit(first))  # before the service is there
-    with Listening(mine, "--kafka") as service:
+    with Listening(mine.root, "--kafka") as service:
         service.until(f"group {first.group} is announced")
         service.until(f"group {first.group}: 2 prepared")
         send(topics[0], b"no JSON")
@@ -219,7 +134,7 @@ def test_an_event_then_images_then_alerts(announced: tuple[Field, list[str]]):
 
 def test_offsets_are_committed_when_it_is_written_down(announced: tuple[Field, list[str]]):
     mine, _ = announced
-    entries = journal(mine)
+    entries = journal(mine.root)
     assert [e["what"] for e in entries].count("started") == 3
     cancelled = [e["record"]["groupId"] for e in entries if e.get("kind") == "nextVisitCanceled"]
     assert cancelled == ["called-off", mine.visits[1].group]
@@ -240,7 +155,7 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
     """The first visit without any event; the second announced 2 degrees off, by a service that is killed."""
     mine = copied(field, tmp_path / "butler")
     first, second = mine.visits
-    with Listening(mine, "--http", ":0") as service:
+    with Listening(mine.root, "--http", ":0") as service:
         land(mine, first)
         service.until(f"visit {first.visit}: 2 done")
         assert service.post("nextVisit", next_visit(second, nimages=9)) == 400
@@ -249,7 +164,7 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
         assert service.post("startIntegration", start_integration(second)) == 202
         service.until(f"visit {second.visit} of group")
         service.kill()
-    with Listening(mine, "--http", ":0") as service:
+    with Listening(mine.root, "--http", ":0") as service:
         service.until("1 visits or calibrations were under way")
         land(mine, second)
         told = service.until(f"visit {second.visit} begins anew")

@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from apflow.model.calibration import CalibrationExposure, Intent
+from apflow.run import visit_id
 from apflow.run.admission import Admission, Admit, ChainId, Evict
 from apflow.run.batches import Batches
 
@@ -46,6 +48,30 @@ def test_an_image_that_is_there_takes_the_place_of_one_that_is_not() -> None:
     assert admission.decide() == []  # both holders compute
     admission.leave(ChainId(0, 3))
     assert admission.decide() == [Admit(ChainId(0, 0), "w0")]
+
+
+def test_a_visit_goes_before_calibrations_that_were_taken_earlier() -> None:
+    """D5: a backlog of calibrations of the afternoon keeps no visit of the night from its workers."""
+    bias = CalibrationExposure("LSSTCam", 2025042000001, "", Intent.BIAS, "", 0.0, "MC_O_20250420_000001")
+    taken, visit = ChainId(visit_id(bias), 0), 2025042000900
+    admission = Admission(1)
+    admission.set_workers(["w0"])
+    waiting = [ChainId(visit_id(bias), n) for n in (1, 2)]
+    for chain in (taken, *waiting):
+        admission.add(chain)
+        admission.ready(chain)
+    assert admitted(admission.decide()) == {taken: "w0"}
+    admission.add(ChainId(visit, 0))
+    admission.ready(ChainId(visit, 0))
+    assert admitted(admission.decide()) == {ChainId(visit, 0): "w0"}, "at once, beside the one that runs"
+    admission.add(ChainId(visit, 1))
+    admission.ready(ChainId(visit, 1))
+    admission.leave(taken)
+    assert admission.decide() == []
+    admission.leave(ChainId(visit, 0))
+    assert admitted(admission.decide()) == {ChainId(visit, 1): "w0"}
+    admission.leave(ChainId(visit, 1))
+    assert admitted(admission.decide()) == {waiting[0]: "w0"}
 
 
 def test_older_visits_first_and_never_blocked_by_newer_ones() -> None:

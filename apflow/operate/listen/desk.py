@@ -193,7 +193,9 @@ class Desk:
             if not self._calibrations.integrate(event, now_unix):
                 return [Ignore(what, "it came before")]
             actions = self._decide_exposure(event.exposure, now_unix)
-            ignored = [Ignore(what, "no rule takes it", kept=True)] if self._calibrations.ignores(event.exposure) else []
+            ignored = (
+                [Ignore(what, "no rule takes it", kept=True)] if self._calibrations.ignores(event.exposure) else []
+            )
             return actions + ignored
         shot = self._shot(event.first_exposure, now_unix)
         if not shot.integrate(event):

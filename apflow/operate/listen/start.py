@@ -30,6 +30,8 @@ from apflow.operate.local_run import CORES, MAX_WORKERS, runner_of, workers_here
 from apflow.operate.recover import recover
 from apflow.operate.repository import repository_config
 
+#: Modules that workers import while they start.
+_WARM_UP = tuple(graph.__module__ for graph in GRAPHS.values())
 #: Beyond the wait for its images, a visit has this long, seconds, even on a machine that is small for it.
 _DEADLINE_S = 900.0
 
@@ -81,7 +83,7 @@ def listen(request: Request, tell: Callable[[str], None]) -> None:
         embedded(config.kafka) as kafka,
         open_ppdb(config.ppdb_url, create=True) as ppdb,
         _doors(request, dataclasses.replace(config, kafka=kafka), camera) as doors,
-        workers_here(workers) as client,
+        workers_here(workers, _WARM_UP) as client,
     ):
         config = dataclasses.replace(config, kafka=kafka)
         deadline_s = config.timing.image_timeout_s + _DEADLINE_S

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from apflow.operate.services import KafkaBroker, PostgresServer, SchemaRegistry
+from apflow.operate.services import InfluxServer, KafkaBroker, PostgresServer, SchemaRegistry
+from apflow.operate.services.sasquatch import SasquatchProxy
 from apflow.operate.services.slurm import Nodes, SlurmCluster
 from tests.registry_double import RegistryDouble
 
@@ -30,6 +32,20 @@ def schema_registry() -> Iterator[SchemaRegistry]:
     """A private Apicurio Registry; each test takes subjects of its own."""
     with SchemaRegistry() as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def influxdb() -> Iterator[InfluxServer]:
+    """A private InfluxDB; `database()` makes an empty database and returns its name."""
+    with InfluxServer() as server:
+        yield server
+
+
+@pytest.fixture
+def sasquatch(influxdb: InfluxServer) -> Iterator[SasquatchProxy]:
+    """A new Sasquatch in front of a new database, with a token and no trouble."""
+    with SasquatchProxy(influxdb, f"token-{uuid.uuid4()}", influxdb.database()) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven, SLURM and munge.
+# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven, InfluxDB, SLURM and munge.
 # Nothing happens where they are there. No cluster of the system's is made and no server of its started.
 set -euo pipefail
 
@@ -24,6 +24,7 @@ have_postgresql || missing+=(postgresql)
 command -v openssl > /dev/null || missing+=(openssl)
 have_java || missing+=(java)
 command -v mvn > /dev/null || missing+=(maven)
+command -v influxd > /dev/null || missing+=(influxdb)
 have_slurm || missing+=(slurmctld slurmd slurm-client munge)
 ((${#missing[@]})) || exit 0
 
@@ -58,7 +59,7 @@ if [[ " ${packages[*]} " == *" postgresql "* ]]; then
     echo "create_main_cluster = false" | "${as_root[@]}" tee "$no_cluster" > /dev/null
 fi
 
-# Installing munge would start it; 101 is "not allowed" to invoke-rc.d and deb-systemd-invoke. Another's policy stays.
+# Installing munge or InfluxDB would start it; 101 is "not allowed" to invoke-rc.d and deb-systemd-invoke. Another's policy stays.
 no_start=/usr/sbin/policy-rc.d
 if [[ ! -e $no_start ]]; then
     temporary+=("$no_start")

@@ -108,8 +108,8 @@ def _check_names(action: str, metrics: tuple[str, ...]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def unix_s(mjd_tai: float) -> float:
-    """A time as seconds of Unix, UTC."""
-    return float(Time(mjd_tai, format="mjd", scale="tai").unix)
+    """A time as seconds of Unix, which is UTC, to the microsecond that an MJD tells."""
+    return round(float(Time(mjd_tai, format="mjd", scale="tai").unix), 6)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from astropy.time import Time
-from lsst.daf.butler import DatasetRef, DatasetType, DimensionRecord, MissingDatasetTypeError
+from lsst.daf.butler import DatasetRef, DimensionRecord, MissingDatasetTypeError
 from lsst.daf.butler.registry import (  # type: ignore[attr-defined]
     CollectionType,
     ConflictingDefinitionError,
@@ -15,10 +15,10 @@ from lsst.daf.butler.registry import (  # type: ignore[attr-defined]
 )
 
 from apflow.io.butler import paths
-from apflow.io.butler.create import DATASET_TYPES
+from apflow.io.butler.create import register_types
 from apflow.io.butler.ingest import ingest
 from apflow.io.butler.inputs import copy_paths, find_calibs, local_paths
-from apflow.io.butler.repository import Repository
+from apflow.io.butler.repository import Repository, service
 from apflow.model.calibration import CalibrationExposure, CalibrationPlan, Intent
 from apflow.model.ids import day_obs_of, mid_night, parse_image_name
 from apflow.model.products import OutputFile
@@ -27,6 +27,7 @@ from apflow.model.products import OutputFile
 SAME_LIGHT = 0.01
 
 
+@service
 def find_plan(repository: Repository, exposure: CalibrationExposure, detectors: Sequence[int]) -> CalibrationPlan:
     """Resolve the inputs of all detectors of an exposure.
 
@@ -125,6 +126,7 @@ def _same_light(record: DimensionRecord, physical_filter: str, exposure_time_s: 
     return bool(abs(record.exposure_time - exposure_time_s) <= SAME_LIGHT * exposure_time_s)
 
 
+@service
 def register_checks(repository: Repository, run: str, outputs: Iterable[tuple[OutputFile, Mapping[str, Any]]]) -> int:
     """Register files with their data ids by one ingest; those that are registered are left as they are.
 
@@ -141,11 +143,7 @@ def register_checks(repository: Repository, run: str, outputs: Iterable[tuple[Ou
     try:
         ingest(butler, run, files)
     except MissingDatasetTypeError:
-        for name, dimensions, storage_class, _ in DATASET_TYPES:
-            if name in paths.CHECKS:
-                butler.registry.registerDatasetType(
-                    DatasetType(name, dimensions, storage_class, universe=butler.dimensions)
-                )
+        register_types(butler)
         ingest(butler, run, files)
     except ConflictingDefinitionError:
         # A gather that was run again elsewhere was faster: what it registered is now skipped.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _opened = threading.local()
 
 
-def _service[**P, R](method: Callable[P, R]) -> Callable[P, R]:
+def service[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """A database that is locked or gone is a `ServiceError`: nothing was committed."""
 
     @functools.wraps(method)
@@ -100,7 +100,7 @@ class Repository:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @_service
+    @service
     def ingest_calibs(
         self,
         kind: str,
@@ -114,7 +114,7 @@ class Repository:
 
         return ingest_calibs(self, kind, files, physical_filter, valid, transfer)
 
-    @_service
+    @service
     def ingest_templates(
         self, files: Mapping[tuple[int, int], str | Path], skymap: SkyMap, band: str, transfer: str = "auto"
     ) -> int:
@@ -123,21 +123,21 @@ class Repository:
 
         return ingest_templates(self, files, skymap, band, transfer)
 
-    @_service
+    @service
     def ingest_reference(self, stars: pd.DataFrame) -> int:
         """Store a reference catalogue; see `apflow.io.butler.ingest.ingest_reference`."""
         from apflow.io.butler.ingest import ingest_reference
 
         return ingest_reference(self, stars)
 
-    @_service
+    @service
     def ingest_ss_objects(self, group: str, objects: Mapping[int, pd.DataFrame]) -> int:
         """Store predicted positions of Solar System objects; see `apflow.io.butler.ingest.ingest_ss_objects`."""
         from apflow.io.butler.ingest import ingest_ss_objects
 
         return ingest_ss_objects(self, group, objects)
 
-    @_service
+    @service
     def ingest_raws(
         self, files: Iterable[str | Path], transfer: str = "copy", arrived_unix: Mapping[Path, float] | None = None
     ) -> list[Ingested]:
@@ -146,14 +146,14 @@ class Repository:
 
         return ingest_raws(self, files, transfer, arrived_unix)
 
-    @_service
+    @service
     def find_inputs(self, visit: Visit, detectors: Sequence[int], camera: Camera | None = None) -> dict[int, Inputs]:
         """Files that each detector of a visit reads; see `apflow.io.butler.inputs.find_inputs`."""
         from apflow.io.butler.inputs import find_inputs
 
         return find_inputs(self, visit, detectors, camera or self.camera)
 
-    @_service
+    @service
     def register_outputs(self, run: str, outputs: Iterable[tuple[OutputFile, int, int | None]]) -> int:
         """Register files of detectors, each with its visit and detector, or of visits (None), in one transaction.
 
@@ -203,7 +203,7 @@ class Repository:
         for visit in visits - set(self.visits(visits)):
             raise BadRequest(f"visit {visit} is not registered; it is when its first raw image is")
 
-    @_service
+    @service
     def visits(self, ids: Iterable[int]) -> dict[int, DimensionRecord]:
         """Records of those of some visits that are registered, by id."""
         known = self.butler.query_dimension_records(

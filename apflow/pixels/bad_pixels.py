@@ -62,8 +62,10 @@ def outliers(
     particles cross several pixels, while dark current stays in its pixel: a
     high pixel is a hit when its four neighbours together hold more than 5 % of
     its charge and more than 3.5 sigma of their noise, unless it is one of 20
-    or more in a row along its column. So a hot pixel beside another, or under
-    a hit, is missed, and the rare hit that stays in one pixel is counted.
+    or more in a row along its column. Of shorter rows with saturated pixels in
+    them those count; the others are what bled from them. So a hot pixel beside
+    another, or under a hit, is missed, and the rare hit that stays in one
+    pixel, or saturates it, is counted.
 
     Parameters
     ----------
@@ -118,13 +120,13 @@ def _count(
     centre: np.float32,
     sigma: np.float32,
     limit: np.float32,
-) -> tuple[int, int, int, int]:
+) -> I8:
     """Known, low, high and hit pixels outside the limits."""
     x0, y0, nx, ny = box
     off = np.empty(nx, np.float32)
-    # Of the run of high pixels that each column is in: its last row, its length, and how many are not hits.
-    last, length, lone = np.full(nx, -2, np.int64), np.zeros(nx, np.int64), np.zeros(nx, np.int64)
-    known, low, high, hits = 0, 0, 0, 0
+    # Of the run of high pixels that each column is in: its last row, then as _settle has it.
+    last, runs = np.full(nx, -2, np.int64), np.zeros((nx, 5), np.int64)
+    counts = np.zeros(4, np.int64)
     skipped = _NO_DATA | _SAT if flat.size else _NO_DATA
     for j in range(ny):
         y, out = y0 + j, 0
@@ -138,22 +140,40 @@ def _count(
             bits = mask[y, x0 + i]
             if not limit < abs(off[i]) < np.float32(1e30) or bits & skipped:
                 continue
-            if bits & _BAD:
-                known += 1
-            elif off[i] < 0:
-                low += 1
-            else:
-                if last[i] != j - 1:
-                    high += length[i] if length[i] >= _COLUMN else lone[i]
-                    hits += 0 if length[i] >= _COLUMN else length[i] - lone[i]
-                    length[i], lone[i] = 0, 0
-                last[i] = j
-                length[i] += 1
-                lone[i] += 0 if _shares(image, mask, box, flat, centre, sigma, y, x0 + i, off[i]) else 1
+            new = 0 if bits & _BAD else 1
+            if off[i] < 0:
+                counts[0 if new == 0 else 1] += 1
+                continue
+            if last[i] != j - 1:
+                _settle(runs[i], counts)
+            last[i] = j
+            saturated = 1 if bits & _SAT else 0
+            runs[i, 0] += 1
+            runs[i, 1] += new
+            runs[i, 2] += saturated
+            runs[i, 3] += saturated * new
+            runs[i, 4] += 0 if new == 0 or _shares(image, mask, box, flat, centre, sigma, y, x0 + i, off[i]) else 1
     for i in range(nx):
-        high += length[i] if length[i] >= _COLUMN else lone[i]
-        hits += 0 if length[i] >= _COLUMN else length[i] - lone[i]
-    return known, low, high, hits
+        _settle(runs[i], counts)
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def _settle(run: I8, counts: I8) -> None:
+    """Count a run of high pixels along a column, and clear it.
+
+    It has: all pixels, new ones, saturated ones, new saturated ones, and new
+    ones that share no charge. Counts are of known, low, high and hit pixels.
+    """
+    counts[0] += run[0] - run[1]
+    if run[0] >= _COLUMN:
+        counts[2] += run[1]
+    elif run[2]:
+        counts[2] += run[3]
+    else:
+        counts[2] += run[4]
+        counts[3] += run[1] - run[4]
+    run[:] = 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

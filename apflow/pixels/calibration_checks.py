@@ -14,6 +14,7 @@ from apflow.model.camera import Amplifier, Detector
 from apflow.model.exposure import Raw
 from apflow.pixels.bad_pixels import gone_from_dark, gone_from_flat, hot_limit, outliers, response_limit
 from apflow.pixels.calibration_isr import Corrected, correct
+from apflow.pixels.illumination import Light
 from apflow.pixels.photon_transfer import PhotonTransfer, photon_transfer
 from apflow.pixels.segments import first_overscan, native, overscan_noise
 from apflow.pixels.spots import find_spots
@@ -82,13 +83,13 @@ def check(raw: Raw, detector: Detector, masters: Masters, intent: Intent, partne
             values |= _transfer(pairs.get(amp.name, PhotonTransfer()), amp)
         else:
             values["background_electron"] = found.mean
+    picture, light = _picture(surveys, detector), Light.of(surveys, detector)
     if intent is Intent.FLAT:
-        _relate(amplifiers, surveys, masters)
+        _relate(amplifiers, surveys, detector, masters, light)
+        picture = picture / np.float32(light.level) - np.float32(1)
     whole = _whole(amplifiers, len(corrected.dead))
-    picture = _picture(surveys, detector)
     if intent is Intent.FLAT:
-        picture = picture / np.float32(_median(s.mean for s in surveys.values())) - np.float32(1)
-        whole["illumination_slope_ratio"] = _slope(picture)
+        whole["illumination_slope_ratio"] = math.hypot(light.across, light.up)
     elif intent is Intent.CBP:
         whole |= _spots(corrected, surveys)
     return Checks(
@@ -210,23 +211,27 @@ def _transfer(pair: PhotonTransfer, amp: Amplifier) -> Values:
     }
 
 
-def _relate(amplifiers: Mapping[str, Values], surveys: Mapping[str, Survey], masters: Masters) -> None:
-    """Add what each amplifier is relative to the others."""
+def _relate(
+    amplifiers: Mapping[str, Values], surveys: Mapping[str, Survey], detector: Detector, masters: Masters, light: Light
+) -> None:
+    """Add what each amplifier is relative to the others; a slope of the light is no drift of gains."""
     level = _median(values.get("flat_level_electron", math.nan) for values in amplifiers.values())
-    ratio = _median(found.mean for found in surveys.values())
+    drifts = {amp.name: surveys[amp.name].centre / light.at(amp, detector) for amp in detector.amplifiers}
+    drift = _median(drifts.values())
     for name, values in amplifiers.items():
         if "flat_level_electron" in values:
             values["flat_level_ratio"] = values["flat_level_electron"] / level
             if masters.flat is not None:
-                values["gain_drift_ratio"] = surveys[name].centre / ratio
+                values["gain_drift_ratio"] = drifts[name] / drift
 
 
 def _whole(amplifiers: Mapping[str, Values], n_dead: int) -> Values:
-    """Mean, median and scatter over the amplifiers, and sums of counts; of those where they are known."""
+    """Mean, median and scatter over the amplifiers, and sums of counts: of those alive, where they are known."""
     whole: Values = {"n_dead_amplifiers": float(n_dead)}
+    alive = [values for values in amplifiers.values() if not values["is_dead"]]
     statistics: dict[str, Callable[[F8], np.floating]] = {"mean": np.mean, "median": np.median, "scatter": np.std}
     for name in (*AVERAGED, *SUMMED):
-        known = np.array([v[name] for v in amplifiers.values() if math.isfinite(v.get(name, math.nan))])
+        known = np.array([v[name] for v in alive if math.isfinite(v.get(name, math.nan))])
         if known.size and name in SUMMED:
             whole[name] = float(known.sum())
         elif known.size:
@@ -256,17 +261,6 @@ def _picture(surveys: Mapping[str, Survey], detector: Detector) -> F4:
         j, i = ys.index(amp.y0) * by, xs.index(amp.x0) * bx
         picture[j : j + by, i : i + bx] = surveys[amp.name].blocks
     return picture
-
-
-def _slope(picture: F4) -> float:
-    """Change of a plane fitted to a picture across the detector, where it is steepest."""
-    y, x = (axis / n - 0.5 for axis, n in zip(np.indices(picture.shape), picture.shape, strict=True))
-    good = np.isfinite(picture)
-    if not good.any():
-        return math.nan
-    plane = np.stack([np.ones(good.sum()), x[good], y[good]], -1)
-    _, across, up = np.linalg.lstsq(plane, picture[good].astype(float))[0]
-    return float(np.hypot(across, up))
 
 
 def _of_amplifier(where: I8 | None, amp: Amplifier, detector: Detector) -> I8 | None:

@@ -135,12 +135,17 @@ def test_hot_pixels_new_and_gone_are_counted_and_cosmic_rays_are_not():
             assert sum(v["n_new_bad_pixels"] for v in list(checks.amplifiers.values())[:8]) == in_first[0]
 
 
-def test_hot_pixels_that_saturate_are_bad():
+def test_what_bleeds_from_hot_pixels_is_neither_bad_nor_a_hit():
     ccd = Ccd()
-    ccd.dark[30, 30] = 2000.0
-    checks = check(ccd.expose(time_s=TIME_S), CCD, Ccd().masters(), Intent.DARK)
-    assert checks.amplifiers[AMPS[0].name]["saturated_fraction"] == 1 / PIXELS
-    assert checks.detector["n_new_bad_pixels"] == 1
+    ccd.dark[30, 30] = ccd.dark[90, 40] = 2000.0
+    charge = np.zeros(SHAPE)
+    charge[[29, 31, 89, 91], [30, 30, 40, 40]] = 30_000
+    masters = Ccd().masters()
+    masters.defects[90, 40] = True
+    checks = check(ccd.expose(time_s=TIME_S, charge=charge), CCD, masters, Intent.DARK)
+    assert checks.amplifiers[AMPS[0].name]["saturated_fraction"] == 2 / PIXELS
+    found = checks.detector
+    assert (found["n_new_bad_pixels"], found["n_hot_pixels"], found["n_cosmic_ray_pixels"]) == (1, 2, 0)
 
 
 def test_bright_column_is_no_cosmic_ray():
@@ -170,6 +175,8 @@ def test_structure_and_slope_of_a_flat():
     masters = Ccd().masters()
     checks = check(Ccd().expose(LEVEL * (1 + 0.03 * x - 0.04 * y)), CCD, masters, Intent.FLAT)
     assert checks.detector["illumination_slope_ratio"] == pytest.approx(0.05, rel=0.02)
+    # A slope of the light is no drift of gains.
+    assert of(checks, "gain_drift_ratio") == pytest.approx(1.0, abs=1e-3)
     level = check(Ccd().expose(LEVEL), CCD, masters, Intent.FLAT)
     assert level.detector["illumination_slope_ratio"] < 5e-4
     waves = 0.01 * np.sin(np.arange(512) * 2 * np.pi / 64)

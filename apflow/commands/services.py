@@ -1,4 +1,4 @@
-"""``apflow services``: PostgreSQL, Kafka and a schema registry on this machine."""
+"""``apflow services``: PostgreSQL, Kafka, a schema registry and Sasquatch's stand-in on this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ _Folder = Annotated[
 _Postgres = Annotated[bool, typer.Option("--postgres", help="PostgreSQL.")]
 _Kafka = Annotated[bool, typer.Option("--kafka", help="Kafka.")]
 _Registry = Annotated[bool, typer.Option("--registry", help="The schema registry.")]
+_Sasquatch = Annotated[
+    bool, typer.Option("--sasquatch", help="InfluxDB, with a stand-in of Sasquatch's REST API in front of it.")
+]
 
 
 @app.command()
-def up(postgres: _Postgres = False, kafka: _Kafka = False, registry: _Registry = False, folder: _Folder = None) -> None:
+def up(
+    postgres: _Postgres = False,
+    kafka: _Kafka = False,
+    registry: _Registry = False,
+    sasquatch: _Sasquatch = False,
+    folder: _Folder = None,
+) -> None:
     """Start services and print the lines of a configuration that point to them.
 
     Without an option that names one: PostgreSQL and Kafka. One that runs is left as it is; what was stored before
@@ -29,14 +38,18 @@ def up(postgres: _Postgres = False, kafka: _Kafka = False, registry: _Registry =
     from apflow.operate.services import developer
 
     where = folder or developer.default_folder()
-    names = _names(postgres, kafka, registry) or ["postgresql", "kafka"]
+    names = _names(postgres, kafka, registry, sasquatch) or ["postgresql", "kafka"]
     developer.up(where, names, lambda line: typer.echo(line, err=True))
     typer.echo(developer.configuration(where))
 
 
 @app.command()
 def down(
-    postgres: _Postgres = False, kafka: _Kafka = False, registry: _Registry = False, folder: _Folder = None
+    postgres: _Postgres = False,
+    kafka: _Kafka = False,
+    registry: _Registry = False,
+    sasquatch: _Sasquatch = False,
+    folder: _Folder = None,
 ) -> None:
     """Stop services; their data stay in the folder.
 
@@ -46,7 +59,7 @@ def down(
     """
     from apflow.operate.services import developer
 
-    names = _names(postgres, kafka, registry) or list(developer.KINDS)
+    names = _names(postgres, kafka, registry, sasquatch) or list(developer.KINDS)
     developer.down(folder or developer.default_folder(), names, lambda line: typer.echo(line, err=True))
 
 
@@ -65,6 +78,7 @@ def status(folder: _Folder = None) -> None:
         typer.echo(f"\n{lines}")
 
 
-def _names(postgres: bool, kafka: bool, registry: bool) -> list[str]:
+def _names(postgres: bool, kafka: bool, registry: bool, sasquatch: bool) -> list[str]:
     """Names of the services that options ask for."""
-    return [name for name, wanted in (("postgresql", postgres), ("kafka", kafka), ("registry", registry)) if wanted]
+    wanted = {"postgresql": postgres, "kafka": kafka, "registry": registry, "sasquatch": sasquatch}
+    return [name for name, is_wanted in wanted.items() if is_wanted]

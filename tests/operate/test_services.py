@@ -21,9 +21,12 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from apflow.config import config_from
+from apflow.config import config_from, load_config
 from apflow.errors import BadRequest, ServiceError
+from apflow.io.sasquatch import flush, send_later
+from apflow.model.metrics import Measurement
 from apflow.operate.services import KafkaBroker, PostgresServer, SchemaRegistry
+from apflow.operate.services.sasquatch_server import SasquatchServer
 from tests.operate.command import APFLOW, apflow
 from tests.registry_double import RegistryDouble
 
@@ -295,7 +298,7 @@ def folder() -> Iterator[Path]:
 
 def test_services_go_up_stay_and_go_down(folder: Path) -> None:
     where = ("--folder", str(folder))
-    assert apflow("services", "status", *where).stdout.count("stopped") == 3
+    assert apflow("services", "status", *where).stdout.count("stopped") == 4
     up = apflow("services", "up", *where)
     assert up.returncode == 0, up.stderr
     config = config_from(tomllib.loads(up.stdout))
@@ -309,15 +312,29 @@ def test_services_go_up_stay_and_go_down(folder: Path) -> None:
     assert (again.stdout, again.stderr) == (up.stdout, "")
     assert [server(folder / server.name).pid for server in (PostgresServer, KafkaBroker)] == pids
     status = apflow("services", "status", *where).stdout
-    assert up.stdout in status and status.count("running") == 2 and status.count("stopped") == 1
+    assert up.stdout in status and status.count("running") == 2 and status.count("stopped") == 2
 
     assert apflow("services", "down", *where).returncode == 0
-    assert apflow("services", "status", *where).stdout.count("stopped") == 3
+    assert apflow("services", "status", *where).stdout.count("stopped") == 4
     assert traces(folder) == [str(folder)]
     assert apflow("services", "down", *where).returncode == 0
 
     apflow("services", "up", "--postgres", *where)
     assert value(config.ppdb, "SELECT count(*) FROM night") == 0
+
+
+def test_sasquatch_goes_up_and_takes_metrics(tmp_path: Path) -> None:
+    where = ("--sasquatch", "--folder", str(tmp_path / "state"))
+    up = apflow("services", "up", *where)
+    assert up.returncode == 0, up.stderr
+    (tmp_path / "apflow.toml").write_text(f'butler = "{tmp_path}"\n{up.stdout}')
+    config = load_config(tmp_path / "apflow.toml")
+    send_later([Measurement("isr", {"x": 1.5}, {"visit": 1}, 60785.0)], config)
+    assert flush(config, 30) == 0
+    influxdb = SasquatchServer(tmp_path / "state" / "sasquatch").influxdb
+    assert influxdb.query("lsst.prompt", 'SELECT "x" FROM "lsst.prompt.isr"')[0]["x"] == 1.5
+    assert apflow("services", "down", *where).returncode == 0
+    assert not influxdb.running
 
 
 def refused(*arguments: str, **environment: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import random
@@ -69,8 +70,8 @@ def drain(config: Config) -> Counts:
     counts = Counts()
     if config.sasquatch.url:
         spool = _spool(config)
-        with spool.sender(wait=True):
-            send_waiting(spool, Proxy(config.sasquatch), config.sasquatch.spool_mib, counts)
+        with contextlib.closing(Proxy(config.sasquatch)) as proxy, spool.sender(wait=True):
+            send_waiting(spool, proxy, config.sasquatch.spool_mib, counts)
     return counts
 
 

@@ -90,6 +90,10 @@ class Proxy:
                 refused.append((part[0], str(error)))
         return refused
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
     def _produce(self, records: list[Record], values: list[str]) -> list[tuple[list[Record], str]]:
         action, metrics = records[0].action, tuple(records[0].values)
         topic = f"{self._settings.namespace}.{action}"

@@ -13,10 +13,13 @@ from apflow.operate.alone import alone
 from apflow.operate.services.kafka import KafkaBroker
 from apflow.operate.services.postgres import PostgresServer
 from apflow.operate.services.registry import SchemaRegistry
+from apflow.operate.services.sasquatch_server import SasquatchServer
 from apflow.operate.services.server import Server
 
 #: Each service's class, in the order in which they start.
-KINDS: dict[str, type[Server]] = {kind.name: kind for kind in (PostgresServer, KafkaBroker, SchemaRegistry)}
+KINDS: dict[str, type[Server]] = {
+    kind.name: kind for kind in (PostgresServer, KafkaBroker, SchemaRegistry, SasquatchServer)
+}
 #: What `up` makes.
 DATABASE = "ppdb"
 TOPIC = "alerts"
@@ -71,14 +74,17 @@ def status(folder: Path) -> Iterator[str]:
 
 def configuration(folder: Path) -> str:
     """Lines of a configuration file that point to what runs; empty where nothing does."""
-    database, broker, registry = (
+    database, broker, registry, sasquatch = (
         PostgresServer(folder / PostgresServer.name),
         KafkaBroker(folder / KafkaBroker.name),
         SchemaRegistry(folder / SchemaRegistry.name),
+        SasquatchServer(folder / SasquatchServer.name),
     )
     lines = [f'ppdb = "{database.url_of(DATABASE)}"'] if database.running else []
     if broker.running:
         lines += ["[kafka]", f'bootstrap = "{broker.bootstrap}"', f'topic = "{TOPIC}"']
         if registry.running:
             lines.append(f'registry = "{registry.url}"')
+    if sasquatch.running:
+        lines += ["[sasquatch]", f'url = "{sasquatch.url}"', f'token_file = "{sasquatch.token_file}"']
     return "\n".join(lines)

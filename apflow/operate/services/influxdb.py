@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import requests
@@ -40,10 +39,6 @@ class InfluxServer(Server):
 
     name: ClassVar[str] = "influxdb"
 
-    def __init__(self, folder: Path | None = None) -> None:
-        super().__init__(folder)
-        self._session = requests.Session()
-
     @property
     def url(self) -> str:
         """Root of its HTTP API."""
@@ -73,14 +68,9 @@ class InfluxServer(Server):
             raise ServiceError(f"InfluxDB refuses {text}: {errors[0]}")
         return [dict(zip(one["columns"], row, strict=True)) for one in series for row in one["values"]]
 
-    def close(self) -> None:
-        """See `Server.close`."""
-        self._session.close()
-        super().close()
-
     def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
         try:
-            response = self._session.request(method, self.url + path, timeout=_TIMEOUT_S, **request)
+            response = requests.request(method, self.url + path, timeout=_TIMEOUT_S, **request)
         except requests.RequestException as error:
             raise ServiceError(f"InfluxDB at {self.url} does not answer: {type(error).__name__}") from error
         if not response.ok:

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+from collections import deque
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -15,6 +16,7 @@ from apflow.operate.services.influxdb import InfluxServer
 from apflow.operate.services.sasquatch_contract import Refusal, Topics
 
 CLUSTER = "apflow-cluster"
+_REMEMBERED = 256
 _AVRO, _KAFKA, _JSON = "application/vnd.kafka.avro.v2+json", "application/vnd.kafka.v2+json", "application/json"
 
 
@@ -66,26 +68,30 @@ class SasquatchProxy:
         Who does not bear it is refused.
     database : `str`
     namespace : `str`, optional
+    port : `int`, optional
+        Default: a free one.
 
     Attributes
     ----------
-    asked : `list` of `Asked`
-        All requests that were answered, in order.
+    asked : `collections.deque` of `Asked`
+        The last requests that were answered, in order.
     token : `str`
         May be changed, as a site does.
     most_at_once : `int`
         The most requests that were under way together.
     """
 
-    def __init__(self, influxdb: InfluxServer, token: str, database: str, namespace: str = "lsst.prompt") -> None:
+    def __init__(
+        self, influxdb: InfluxServer, token: str, database: str, namespace: str = "lsst.prompt", port: int = 0
+    ) -> None:
         self.token = token
-        self.asked: list[Asked] = []
+        self.asked: deque[Asked] = deque(maxlen=_REMEMBERED)
         self.most_at_once = self._at_once = 0
         self.database = database
         self._influxdb, self._topics = influxdb, Topics(namespace)
         self._trouble, self._over = Trouble(), threading.Condition()
         self._lock = threading.Lock()
-        self._port = 0
+        self._port = port
         self._server: _Server | None = None
         self._thread = threading.Thread()
 

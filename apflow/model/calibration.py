@@ -58,6 +58,21 @@ def is_calibration(image_type: str) -> bool:
     return image_type.lower() in set(Intent)
 
 
+def refuse_calibration(image: str, image_type: str) -> None:
+    """Keep what looks at no sky from being taken for a visit.
+
+    Raises
+    ------
+    BadRequest
+        The image is a raw calibration.
+    """
+    if is_calibration(image_type):
+        raise BadRequest(
+            f"image {image} is a {image_type.lower()}, which is no visit; accepted: images of the sky "
+            f"(apflow calibration --intent {image_type.lower()} checks it)"
+        )
+
+
 @dataclass(frozen=True)
 class CalibrationExposure:
     """One calibration exposure, as it is announced.

@@ -16,6 +16,7 @@ from apflow.graphs import alert_production
 from apflow.io.butler import output_run
 from apflow.io.butler.create import SETTINGS
 from apflow.model import ids
+from apflow.model.calibration import refuse_calibration
 from apflow.model.camera import load_camera
 from apflow.model.exposure import ImageInfo
 from apflow.model.ledger import Outcome, State
@@ -165,6 +166,7 @@ def visit_of(infos: list[ImageInfo], config: Config, images: tuple[str, ...] = (
     """The visit that headers tell of, first snap first; `images` are all that were announced."""
     info, camera = infos[0], load_camera(config.camera, config.size)
     names = images or tuple(ids.image_name(one.exposure, camera.image_prefix) for one in infos)
+    refuse_calibration(" ".join(names), info.image_type)
     return Visit(
         instrument=camera.instrument,
         visit=ids.parse_image_name(names[0]).exposure,

@@ -104,6 +104,14 @@ def test_what_a_header_leaves_open_agrees() -> None:
     )
 
 
+@pytest.mark.parametrize("image_type", ["BIAS", "FLAT"])
+def test_a_calibration_is_not_what_was_announced_as_a_visit(image_type: str) -> None:
+    nan = math.nan
+    dark = builders.sighting(image_type=image_type, ra_deg=nan, dec_deg=nan, rotation_deg=nan)
+    with pytest.raises(Misannounced, match=f"image {IMAGE} is a {image_type.lower()}, it was announced as visit"):
+        check_announced(dark, builders.visit())
+
+
 def test_detectors_that_are_not_expected_end_at_once_and_others_wait_on(either_root: Path, tmp_path: Path) -> None:
     root, landing = either_root, tmp_path / "landing"
 

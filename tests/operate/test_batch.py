@@ -82,6 +82,9 @@ def test_arguments_are_those_of_the_events():
     assert images_of(alone, GROUP, CAMERA, event.nimages) == images
     with pytest.raises(BadRequest, match="is not the visit's"):
         images_of(start, "another", CAMERA)
+    flat = StartIntegration.from_record(START | {"additionalKeys": "imageType", "additionalValues": "FLAT"})
+    with pytest.raises(BadRequest, match=rf"image {images[0]} is a flat, which is no visit; .*apflow calibration"):
+        images_of(flat, GROUP, CAMERA)
     with pytest.raises(BadRequest, match="OBSERVED, not ICRS"):
         from_next_visit(NextVisit.from_record(NEXT_VISIT | {"coordinateSystem": 3}), CAMERA)
     several = NextVisit.from_record(NEXT_VISIT | {"filters": "r_57,i_39"})

@@ -14,6 +14,7 @@ from apflow.errors import DataError, ImageTimeout, Misannounced, VisitCancelled
 from apflow.io.arrivals.announce import image_keys
 from apflow.io.arrivals.board import CANCELLED, GROUPS, Key, Message, Place, open_board
 from apflow.io.arrivals.hub import Hub
+from apflow.model.calibration import is_calibration
 from apflow.model.products import RawRef, Snaps
 from apflow.model.sighting import Sighting
 from apflow.model.sky import separation_arcsec
@@ -171,9 +172,11 @@ def check_announced(
     ------
     Misannounced
         They differ in physical filter, or by more than a tolerance in boresight
-        or sky angle; the message names both values.
+        or sky angle, or the image is a calibration; the message names both values.
     """
     who = f"image {sighting.image}"
+    if is_calibration(sighting.image_type):
+        raise Misannounced(f"{who} is a {sighting.image_type.lower()}, it was announced as visit {visit.visit}")
     if sighting.physical_filter and visit.physical_filter and sighting.physical_filter != visit.physical_filter:
         raise Misannounced(
             f"{who} is in filter {sighting.physical_filter}, its visit was announced in {visit.physical_filter}"

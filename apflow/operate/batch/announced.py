@@ -8,6 +8,7 @@ from typing import Any
 
 from apflow.errors import BadRequest
 from apflow.io.butler import Repository
+from apflow.model.calibration import refuse_calibration
 from apflow.model.camera import Camera
 from apflow.model.ids import image_name
 from apflow.model.next_visit import NextVisit, StartIntegration
@@ -77,8 +78,9 @@ def images_of(start: StartIntegration, group: str, camera: Camera, nimages: int 
     Raises
     ------
     BadRequest
-        The event is another group's.
+        The event is another group's, or a calibration's.
     """
+    refuse_calibration(start.image, start.image_type)
     if start.group and group and start.group != group:
         raise BadRequest(f"startIntegration of group {start.group!r} is not the visit's, {group!r}")
     snaps = start.nsnaps or nimages or 1
@@ -124,6 +126,7 @@ def from_repository(which: str, butler: str) -> VisitArguments:
             key=lambda record: record.id,
         )
     first = snaps[0]
+    refuse_calibration(first.obs_id, first.observation_type)
     if first.tracking_ra is None:
         raise BadRequest(f"visit {which!r} is not one of the sky: {first.obs_id} is a {first.observation_type}")
     return VisitArguments(

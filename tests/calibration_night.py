@@ -12,6 +12,7 @@ from apflow.io.butler.raws import Ingested
 from apflow.io.fits import write_image, write_raw
 from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.exposure import Raw
+from apflow.model.ids import image_name
 from apflow.operate.repository import repository_config
 from apflow.simulate.calibration import Faults, render_calibration
 from apflow.simulate.calibs import render_calibs
@@ -68,15 +69,9 @@ class Night:
             intent=intent or Intent.of(info.image_type),
             physical_filter=known.get("physical_filter", ""),
             exposure_time_s=info.exposure_time_s,
-            image=image_of(raw, camera.image_prefix),
+            image=image_name(info.exposure, camera.image_prefix),
             partner=known.get("partner", ""),
         )
-
-
-def image_of(raw: Raw, prefix: str) -> str:
-    """Name of a raw's exposure."""
-    day, number = divmod(raw.info.exposure, 100_000)
-    return f"{prefix}_{day}_{number:06d}"
 
 
 def make_night(folder: Path, detectors: tuple[int, ...] = (4,), kinds: Collection[str] = KINDS) -> Night:

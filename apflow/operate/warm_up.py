@@ -1,9 +1,9 @@
 """Compile everything once: ``python -m apflow.operate.warm_up``, as `make setup` does.
 
 Numba compiles a function when it is first called with given types and keeps
-the result on disk. One simulated detector with one and with two snaps, through
-the real files and the real graph, meets them all, so that the first image of
-the first night does not pay for it.
+the result on disk. One simulated detector with one and with two snaps, and of
+every calibration, through the real files and the real graphs, meets them all,
+so that the first image of the first night does not pay for it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from apflow.graphs import alert_production
+from apflow.config import Config
+from apflow.graphs import alert_production, raw_calibration
 from apflow.io.arrivals import Ingestor
+from apflow.io.butler import Repository
+from apflow.io.fits import write_raw
 from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.postgres import copy, ddl
 from apflow.io.ppdb.tables import to_arrow
 from apflow.model import schema
+from apflow.model.calibration import CalibrationExposure, Intent
+from apflow.model.ids import image_name
 from apflow.model.ledger import State
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
 from apflow.run import EagerRunner
+from apflow.simulate.calibration import render_calibration
 from apflow.simulate.player import Player
 from apflow.simulate.scenario import Scenario, visits
 
@@ -44,8 +50,33 @@ def warm_up() -> float:
                     (outcome,) = EagerRunner().run(alert_production.visit, visit, [4], config)
                     if outcome.state is not State.DONE:
                         raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
+            _calibrations(root, scenario, config)
     _wire()
     return time.monotonic() - begin
+
+
+def _calibrations(root: Path, scenario: Scenario, config: Config) -> None:
+    """Raw calibration of every intent, of a pair of flats, too."""
+    repository, prefix = Repository.open(root, writeable=True), scenario.load_camera().image_prefix
+    for sequence, intent in enumerate((*Intent, Intent.FLAT), 100):
+        lit = intent in (Intent.FLAT, Intent.CBP)
+        raw = render_calibration(
+            scenario,
+            intent,
+            sequence,
+            4,
+            exposure_time_s=0.0 if intent is Intent.BIAS else 5.0,
+            physical_filter=scenario.physical_filter if lit else "",
+        )
+        path, info = root / "calibration.fits", raw.info
+        write_raw(path, raw)
+        repository.ingest_raws([path])
+        exposure = CalibrationExposure(
+            info.instrument, info.exposure, "", intent, "", info.exposure_time_s, image_name(info.exposure, prefix)
+        )
+        (outcome,) = EagerRunner().run(raw_calibration.exposure, exposure, [4], config)
+        if outcome.state is not State.DONE:
+            raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
 
 
 def _wire() -> None:

@@ -26,6 +26,7 @@ from apflow.model.calibration import Intent
 from apflow.model.calibration_metrics import AMPLIFIER
 from apflow.model.camera import load_camera
 from apflow.model.exposure import Raw
+from apflow.model.ids import image_name
 from apflow.model.ledger import State
 from apflow.operate.calibration.command import Output, check_output
 from apflow.operate.calibration.pictures import mosaic, rows_of
@@ -34,7 +35,7 @@ from apflow.operate.calibration.run import WARM_UP, run_calibration
 from apflow.run import ChainEnded, EagerRunner
 from apflow.run.on_dask import DaskRunner
 from apflow.simulate.calibration import Faults
-from tests.calibration_night import EXPTIME_S, Night, image_of, make_night
+from tests.calibration_night import EXPTIME_S, Night, make_night
 from tests.operate.command import apflow
 
 CCDS = (3, 4, 5)
@@ -48,7 +49,12 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
 def words(night: Night, raw: Raw, detector: str = "4", **more: str) -> list[str]:
     """The command line for a raw's exposure."""
     given = {"intent": raw.info.image_type.lower(), "detector": detector, "butler": str(night.root)}
-    given |= {"image": image_of(raw, "CC_O"), "exptime": f"{raw.info.exposure_time_s:g}", "timeout": "0.5", **more}
+    given |= {
+        "image": image_name(raw.info.exposure, "CC_O"),
+        "exptime": f"{raw.info.exposure_time_s:g}",
+        "timeout": "0.5",
+        **more,
+    }
     return ["calibration", *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 
@@ -104,7 +110,7 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> N
 def test_the_command_prints_a_verdict_and_leaves_a_report(night: Night, tmp_path: Path) -> None:
     raw = night.raw(Intent.BIAS, 1, 4, Faults(read_noise={"C03": 2.5}))
     night.land(raw)
-    image = image_of(raw, "CC_O")
+    image = image_name(raw.info.exposure, "CC_O")
     run = apflow(*words(night, raw, report=str(tmp_path / "page"), json=str(tmp_path / "out.json")), "--strict")
     assert run.returncode == 1, run.stderr  # strict: there is an Alert
     assert f"{image} bias: Alert (1 Alert)" in run.stdout
@@ -138,7 +144,9 @@ def test_an_image_of_nan_is_an_alert(night: Night) -> None:
     raw = night.raw(Intent.BIAS, 20, 4)
     nan = {name: np.full(data.shape, np.nan, np.float32) for name, data in raw.segments.items()}
     night.land(dataclasses.replace(raw, segments=nan))
-    request = check_request("bias", "4", 0.0, "", str(night.root), [image_of(raw, "CC_O")], timeout_s=0.5)
+    request = check_request(
+        "bias", "4", 0.0, "", str(night.root), [image_name(raw.info.exposure, "CC_O")], timeout_s=0.5
+    )
     ((_, (outcome,)),) = run_calibration(request)
     assert (outcome.metrics["verdict"], outcome.metrics["n_dead_amplifiers"]) == (2, 16)
     assert all(value == value for value in outcome.metrics.values())
@@ -188,7 +196,7 @@ def test_a_worker_killed_loses_nothing_and_registers_once(night: Night) -> None:
 def test_two_flats_on_several_detectors(night: Night) -> None:
     flats = [night.raw(Intent.FLAT, n, d) for n in (40, 41) for d in CCDS]
     night.land(*flats)
-    images = [image_of(flat, "CC_O") for flat in (flats[0], flats[-1])]
+    images = [image_name(flat.info.exposure, "CC_O") for flat in (flats[0], flats[-1])]
     request = check_request("flat", "3,4,5", EXPTIME_S[Intent.FLAT], "r", str(night.root), images, workers=1)
     (_, first), (second, outcomes) = run_calibration(request)
     assert second.partner == images[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apflow.model.calibration import CalibrationResult
 from apflow.model.calibration_metrics import AMPLIFIER, AMPLIFIER_ACTION, AVERAGED, DETECTOR, DETECTOR_ACTION
+from apflow.model.camera import Camera
 from apflow.model.metrics import Metric, complete
 from apflow.model.verdict import Verdict, worst
 
@@ -50,8 +51,9 @@ EXPOSURE: tuple[Metric, ...] = (
 )
 
 
-def catalogue(amplifiers: Iterable[str]) -> dict[str, tuple[Metric, ...]]:
-    """All metrics of each action of a detector with these amplifiers."""
+def catalogue(camera: Camera) -> Mapping[str, tuple[Metric, ...]]:
+    """All metrics of each action of a detector: the same for all of a camera, whichever amplifiers one has."""
+    amplifiers = dict.fromkeys(amp.name for detector in camera.detectors for amp in detector.amplifiers)
     return {
         AMPLIFIER_ACTION: tuple(
             Metric(f"{m.name}_{name}", m.unit, f"{m.description}; amplifier {name}")
@@ -62,10 +64,11 @@ def catalogue(amplifiers: Iterable[str]) -> dict[str, tuple[Metric, ...]]:
     }
 
 
-def detector_values(result: CalibrationResult) -> dict[str, dict[str, float | None]]:
-    """Values of a detector, by action and metric."""
+def detector_values(result: CalibrationResult, camera: Camera) -> dict[str, dict[str, float | None]]:
+    """Values of a detector, by action and metric of `catalogue`."""
     amplifiers, verdicts = result.checks.amplifiers, result.verdicts
-    of_amplifiers = {f"{name}_{amp}": value for amp, found in amplifiers.items() for name, value in found.items()}
+    of_amplifiers: dict[str, float | None] = {}
+    of_amplifiers |= {f"{name}_{amp}": value for amp, found in amplifiers.items() for name, value in found.items()}
     of_amplifiers |= {f"verdict_{amp}": float(verdicts[amp]) for amp in amplifiers if amp in verdicts}
     whole: dict[str, float | None] = dict(result.checks.detector)
     whole |= {name: float(sum(verdicts.get(a) == v for a in amplifiers)) for v, name in _BY_VERDICT.items()}
@@ -73,11 +76,8 @@ def detector_values(result: CalibrationResult) -> dict[str, dict[str, float | No
         whole |= _spread_of(name, [found.get(name) for found in amplifiers.values()], ("min", "max"))
     if "detector" in verdicts:
         whole["verdict"] = float(verdicts["detector"])
-    actions = catalogue(amplifiers)
-    return {
-        AMPLIFIER_ACTION: complete(actions[AMPLIFIER_ACTION], of_amplifiers),
-        DETECTOR_ACTION: complete(_DETECTOR, whole),
-    }
+    found = {AMPLIFIER_ACTION: of_amplifiers, DETECTOR_ACTION: whole}
+    return {action: complete(metrics, found[action]) for action, metrics in catalogue(camera).items()}
 
 
 def exposure_values(n_detectors: int, detectors: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

@@ -183,8 +183,8 @@ def keep_checks(checked: CalibrationResult, config: Config) -> CalibrationResult
         "exposure": exposure.exposure,
         "detector": detector,
     }
-    actions = catalogue(list(checked.checks.amplifiers))
-    write_bundle(metrics, actions, detector_values(checked), data_id, checked.mjd_mid_tai)
+    camera = load_camera(config.camera, config.size)
+    write_bundle(metrics, catalogue(camera), detector_values(checked, camera), data_id, checked.mjd_mid_tai)
     write_image(picture, checked.checks.picture, {"EXPID": exposure.exposure, "DETNUM": detector})
     outputs = (OutputFile(kinds[0], metrics), OutputFile(kinds[1], picture))
     return dataclasses.replace(checked, outputs=outputs)
@@ -200,16 +200,17 @@ def register_checks(plan: CalibrationPlan, batch: Sequence[Ended], config: Confi
 
         outputs = [(o, {"exposure": number, "detector": r.detector}) for r in results for o in r.outputs]
         register(Repository.open(config.butler, writeable=True), plan.run, outputs)
-    return tuple(_outcome(plan.exposure, end) for end in batch)
+    camera = load_camera(config.camera, config.size)
+    return tuple(_outcome(plan.exposure, end, camera) for end in batch)
 
 
-def _outcome(exposure: CalibrationExposure, end: Ended) -> Outcome:
+def _outcome(exposure: CalibrationExposure, end: Ended, camera: Camera) -> Outcome:
     common = Outcome(exposure.instrument, exposure.exposure, end.detector, State.DONE, steps=end.steps)
     if end.failure is not None:
         failure = end.failure
         return dataclasses.replace(common, state=failure.state, cause=failure.cause, step=failure.step)
     result: CalibrationResult = end.value
-    values = detector_values(result)[DETECTOR_ACTION]
+    values = detector_values(result, camera)[DETECTOR_ACTION]
     return dataclasses.replace(
         common,
         cause="; ".join(result.reasons),
@@ -221,11 +222,12 @@ def _outcome(exposure: CalibrationExposure, end: Ended) -> Outcome:
 @node(gather=True)
 def dispatch_checks(batch: Sequence[Ended], config: Config) -> int:
     """Send the metrics of a batch to Sasquatch, in the background; gives how many points they are."""
+    camera = load_camera(config.camera, config.size)
     results: list[CalibrationResult] = [e.value for e in batch if e.failure is None]
     points = [
         Measurement(action, values, _identifiers(r.exposure) | {"detector": r.detector}, r.mjd_mid_tai)
         for r in results
-        for action, values in detector_values(r).items()
+        for action, values in detector_values(r, camera).items()
     ]
     send_later(points, config)
     return len(points)

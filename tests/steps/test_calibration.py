@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 from lsst.daf.butler import Butler
 
+from apflow.config import Sasquatch
 from apflow.graphs import raw_calibration
 from apflow.io.butler import Repository
 from apflow.io.butler.calibrations import find_plan
 from apflow.io.butler.paths import CHECKS, checks_chain, checks_path
 from apflow.io.fits import read_image
 from apflow.io.metrics import values_of
+from apflow.io.sasquatch import flush
 from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.calibration_bundle import EXPOSURE, EXPOSURE_ACTION, catalogue
 from apflow.model.calibration_metrics import AMPLIFIER_ACTION, DETECTOR_ACTION
 from apflow.model.ledger import Failure, Outcome, State
 from apflow.operate.picture import raw_calibration_markdown
+from apflow.operate.services import InfluxServer
+from apflow.operate.services.sasquatch import SasquatchProxy
 from apflow.run import EagerRunner
 from apflow.simulate.calibration import Faults
 from apflow.steps.calibration import calibration_report, fetch_masters
@@ -64,7 +68,7 @@ def test_an_exposure_is_checked_registered_and_readable(night: Night, intent: In
         whole = values_of(butler.get("calibration_exposure_metrics", data_id))
         picture = butler.get("calibration_picture", data_id, detector=CCD)
     # The list is the same whatever the intent gives.
-    wanted = catalogue([a.name for a in amplifiers])
+    wanted = catalogue(night.scenario.load_camera())
     assert {action: list(values) for action, values in found.items()} == {
         action: [m.name for m in metrics] for action, metrics in wanted.items()
     }
@@ -199,6 +203,28 @@ def test_images_that_never_come_or_cannot_be_read(night: Night) -> None:
     night.land(raw)
     (late,) = run(night, night.exposure(raw))
     assert late.state is State.DONE  # a good one makes up for it
+
+
+def test_the_metrics_arrive_in_influxdb(night: Night, sasquatch: SasquatchProxy, influxdb: InfluxServer) -> None:
+    raw = night.raw(Intent.BIAS, 85, CCD, Faults(read_noise={"C05": 1.5}))
+    night.land(raw)
+    exposure = night.exposure(raw)
+    (night.root / "token").write_text(f"{sasquatch.token}\n")
+    to = Sasquatch(url=sasquatch.url, token_file=str(night.root / "token"))
+    config = dataclasses.replace(night.config, sasquatch=to)
+    (outcome,) = EagerRunner().run(raw_calibration.exposure, exposure, [CCD], config)
+    assert outcome.state is State.DONE and flush(config, 20.0) == 0
+    points = {}
+    for action in (AMPLIFIER_ACTION, DETECTOR_ACTION, EXPOSURE_ACTION):
+        (points[action],) = influxdb.query(sasquatch.database, f'SELECT * FROM "lsst.prompt.{action}"')
+        assert points[action]["instrument"] == "LSSTComCam" and points[action]["day_obs"] == "20250420"
+        assert points[action]["exposure"] == str(exposure.exposure)
+    noise = points[AMPLIFIER_ACTION]["read_noise_ratio_C05"]
+    assert noise == pytest.approx(1.5, rel=0.05) and points[AMPLIFIER_ACTION]["verdict_C05"] == 1
+    assert points[EXPOSURE_ACTION]["max_read_noise_ratio"] == points[DETECTOR_ACTION]["max_read_noise_ratio"] == noise
+    assert points[DETECTOR_ACTION]["detector"] == str(CCD)
+    # What a bias does not give is nothing, not 0.
+    assert points[AMPLIFIER_ACTION].get("flat_level_electron_C05") is None
 
 
 def test_a_batch_that_cannot_be_registered_fails_its_detectors(night: Night) -> None:

@@ -16,7 +16,41 @@ from typing import Any, Self
 
 import psutil
 
+from apflow.model.visit import Visit
+from apflow.operate.listen.desk import TAI_MINUS_UTC_S
+from apflow.simulate.scenario import Scenario
 from tests.operate.command import APFLOW
+
+
+def next_visit(visit: Visit, **change: Any) -> dict[str, Any]:
+    """nextVisit of a simulated visit; calibs are valid when it begins."""
+    return {
+        "groupId": visit.group,
+        "coordinateSystem": 2,
+        "position": [visit.ra_deg, visit.dec_deg],
+        "startTime": (Scenario.start_mjd_tai - 40587.0) * 86_400.0,
+        "rotationSystem": 2,
+        "cameraAngle": visit.rotation_deg,
+        "filters": visit.physical_filter,
+        "dome": 2,
+        "duration": 34.0,
+        "nimages": visit.nsnaps,
+        "instrument": visit.instrument,
+        "survey": "BLOCK-365",
+        "private_sndStamp": time.time() + TAI_MINUS_UTC_S,
+    } | change
+
+
+def start_integration(visit: Visit) -> dict[str, Any]:
+    """startIntegration of a simulated visit of one snap."""
+    return {
+        "imageName": visit.images[0],
+        "exposureTime": 30.0,
+        "imagesInSequence": 1,
+        "imageIndex": 1,
+        "additionalKeys": "imageType:groupId",
+        "additionalValues": f"OBJECT:{visit.group}",
+    }
 
 
 class Listening:

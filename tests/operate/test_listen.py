@@ -18,15 +18,13 @@ from apflow.config import Config, Invocation, Kafka, load_config, to_toml
 from apflow.errors import BadRequest
 from apflow.io.butler import create_repository
 from apflow.io.kafka.consume import AlertConsumer
-from apflow.model.visit import Visit
-from apflow.operate.listen.desk import TAI_MINUS_UTC_S
 from apflow.operate.listen.journal import Journal
 from apflow.operate.listen.start import Request, listen
 from apflow.operate.prepare import simulation_pool
 from apflow.operate.services import KafkaBroker
 from apflow.simulate.scenario import Scenario
 from tests.field import Field, land, make_field, products
-from tests.operate.listening import Listening, journal
+from tests.operate.listening import Listening, journal, next_visit, start_integration
 
 SCENARIO = Scenario(camera="comcam", nvisits=2, detectors=(3, 4), cadence_s=0.0)
 
@@ -44,36 +42,6 @@ def copied(field: Field, root: Path, **tables: Any) -> Field:
     (root / "apflow.toml").write_text(to_toml(config))
     player = dataclasses.replace(field.player, staging=root / "staged", landing=root / "landing")
     return dataclasses.replace(field, root=root, player=player, config=dataclasses.replace(config, butler=str(root)))
-
-
-def next_visit(visit: Visit, **change: Any) -> dict[str, Any]:
-    night = (SCENARIO.start_mjd_tai - 40587.0) * 86_400.0  # calibs are valid then
-    return {
-        "groupId": visit.group,
-        "coordinateSystem": 2,
-        "position": [visit.ra_deg, visit.dec_deg],
-        "startTime": night,
-        "rotationSystem": 2,
-        "cameraAngle": visit.rotation_deg,
-        "filters": visit.physical_filter,
-        "dome": 2,
-        "duration": 34.0,
-        "nimages": 1,
-        "instrument": visit.instrument,
-        "survey": "BLOCK-365",
-        "private_sndStamp": time.time() + TAI_MINUS_UTC_S,
-    } | change
-
-
-def start_integration(visit: Visit) -> dict[str, Any]:
-    return {
-        "imageName": visit.images[0],
-        "exposureTime": 30.0,
-        "imagesInSequence": 1,
-        "imageIndex": 1,
-        "additionalKeys": "imageType:groupId",
-        "additionalValues": f"OBJECT:{visit.group}",
-    }
 
 
 @pytest.fixture(scope="module")

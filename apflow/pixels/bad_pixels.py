@@ -111,7 +111,7 @@ def gone_from_flat(image: F4, mask: I4, flat: F4, where: I8, limit: float) -> in
     return int(np.count_nonzero(seen & deviant & (np.abs(now - 1) < limit)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _count(
     image: F4,
     mask: I4,
@@ -129,14 +129,19 @@ def _count(
     counts = np.zeros(4, np.int64)
     skipped = _NO_DATA | _SAT if flat.size else _NO_DATA
     for j in range(ny):
-        y, out = y0 + j, 0
+        y, out = y0 + j, np.float32(0)
+        # Slices, since indices that might be negative keep the compiler from vectorizing.
+        line = image[y, x0 : x0 + nx]
+        if flat.size:
+            other = flat[y, x0 : x0 + nx]
+            for i in range(nx):
+                off[i] = line[i] / other[i] - centre
+        else:
+            for i in range(nx):
+                off[i] = line[i] - centre
         for i in range(nx):
-            v = image[y, x0 + i]
-            if flat.size:
-                v /= flat[y, x0 + i]
-            off[i] = v - centre
-            out += 1 if abs(off[i]) > limit else 0
-        for i in range(nx if out else 0):
+            out += np.float32(1) if abs(off[i]) > limit else np.float32(0)
+        for i in range(nx if out > 0 else 0):
             bits = mask[y, x0 + i]
             if not limit < abs(off[i]) < np.float32(1e30) or bits & skipped:
                 continue

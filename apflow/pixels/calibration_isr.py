@@ -14,7 +14,7 @@ from apflow.model.calibration import Intent, Masters
 from apflow.model.camera import Detector
 from apflow.model.exposure import Mask, Raw
 from apflow.pixels.interpolate import fill, masked_pixels, typical
-from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, row_levels
+from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, read_row, row_levels
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -133,31 +133,38 @@ def _correct_segment(
     """Write one amplifier's part of the planes; masters of size 0 are left out."""
     x0, y0, nx, ny = box
     line, bits = np.empty(nx, np.float32), np.empty(nx, np.int32)
-    one = np.float32(1)
+    zero, one, huge, least = np.float32(0), np.float32(1), np.float32(1e30), np.float32(_FLAT_MIN)
+    none, bad, sat, lost = np.int32(0), np.int32(_BAD), np.int32(_SAT), np.int32(_BAD | _NO_DATA)
     for j in range(ny):
         y = y0 + (ny - 1 - j if flip_y else j)
+        # Slices, since indices that might be negative keep the compiler from vectorizing.
+        own, own_mask = image[y, x0 : x0 + nx], mask[y, x0 : x0 + nx]
+        read_row(segment, j, prescan, flip_x, line)
+        level = levels[j]
         for i in range(nx):
-            v = np.float32(segment[j, prescan + (nx - 1 - i if flip_x else i)])
-            bits[i] = _SAT if v >= saturation else 0
-            line[i] = v - levels[j]
+            bits[i] = sat if line[i] >= saturation else none
+            line[i] -= level
         if bias.size:
+            other = bias[y, x0 : x0 + nx]
             for i in range(nx):
-                line[i] -= bias[y, x0 + i]
+                line[i] -= other[i]
         for i in range(nx):
             line[i] *= gain
         if dark.size:
+            other = dark[y, x0 : x0 + nx]
             for i in range(nx):
-                line[i] -= dark[y, x0 + i] * exposure_time_s
+                line[i] -= other[i] * exposure_time_s
         if flat.size:
+            other = flat[y, x0 : x0 + nx]
             for i in range(nx):
-                f = flat[y, x0 + i]
-                usable = np.float32(_FLAT_MIN) < f < np.float32(1e30)
-                line[i] *= one / (f if usable else one)
-                bits[i] |= 0 if usable else _BAD
+                usable = least < other[i] < huge
+                line[i] *= one / (other[i] if usable else one)
+                bits[i] |= none if usable else bad
         if defects.size:
+            known = defects[y, x0 : x0 + nx]
             for i in range(nx):
-                bits[i] |= _BAD if defects[y, x0 + i] else 0
+                bits[i] |= bad if known[i] else none
         for i in range(nx):
-            finite = abs(line[i]) < np.float32(1e30)
-            image[y, x0 + i] = line[i] if finite else np.float32(0)
-            mask[y, x0 + i] = bits[i] if finite else bits[i] | (_BAD | _NO_DATA)
+            finite = abs(line[i]) < huge
+            own[i] = line[i] if finite else zero
+            own_mask[i] = bits[i] | (none if finite else lost)

@@ -11,7 +11,7 @@ from apflow.model.camera import Detector
 from apflow.model.exposure import Exposure, Mask, Raw
 from apflow.model.products import Calibs
 from apflow.pixels.interpolate import fill, grow, masked_pixels, typical
-from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, raw_name, row_levels
+from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, raw_name, read_row, row_levels
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -121,24 +121,20 @@ def _assemble(
     for j in range(ny):
         y = y0 + (ny - 1 - j if flip_y else j)
         level = levels[j]
-        if flip_x:
-            for i in range(nx):
-                line[nx - 1 - i] = np.float32(segment[j, prescan + i])
-        else:
-            for i in range(nx):
-                line[i] = np.float32(segment[j, prescan + i])
+        read_row(segment, j, prescan, flip_x, line)
+        # Slices, since indices that might be negative keep the compiler from vectorizing.
+        own, own_variance, own_mask = image[y, x0 : x0 + nx], variance[y, x0 : x0 + nx], mask[y, x0 : x0 + nx]
+        b, d, f, known = bias[y, x0 : x0 + nx], dark[y, x0 : x0 + nx], flat[y, x0 : x0 + nx], defects[y, x0 : x0 + nx]
         for i in range(nx):
-            x = x0 + i
-            f = flat[y, x]
-            usable = np.float32(_FLAT_MIN) < f < np.float32(1e30)
-            inverse = one / (f if usable else one)
-            electrons = (line[i] - level - bias[y, x]) * gain
-            value = (electrons - dark[y, x] * exposure_time_s) * inverse
+            usable = np.float32(_FLAT_MIN) < f[i] < np.float32(1e30)
+            inverse = one / (f[i] if usable else one)
+            electrons = (line[i] - level - b[i]) * gain
+            value = (electrons - d[i] * exposure_time_s) * inverse
             finite = abs(value) < np.float32(1e30)
-            bits = np.int32(0) if usable and finite and not defects[y, x] else np.int32(_BAD)
+            bits = np.int32(0) if usable and finite and not known[i] else np.int32(_BAD)
             bits |= np.int32(0) if finite else np.int32(_NO_DATA)
             bits |= np.int32(_SAT) if line[i] >= saturation else np.int32(0)
-            image[y, x] = value if finite else zero
+            own[i] = value if finite else zero
             signal = electrons if finite and electrons > zero else zero
-            variance[y, x] = (signal + noise2) * inverse * inverse
-            mask[y, x] = bits
+            own_variance[i] = (signal + noise2) * inverse * inverse
+            own_mask[i] = bits

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from apflow.model.calibration import Masters
 from apflow.model.camera import Amplifier, Detector
 from apflow.model.exposure import Raw
-from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, overscan_noise, row_levels
+from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, overscan_noise, read_row, row_levels
 
 F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
 
 #: Differences further out are hits and unstable pixels.
 _CLIP_SIGMA = 5.0
 #: With more of its pixels saturated the rest of an amplifier is a selection of the fainter ones.
 _MAX_SATURATED = 0.01
+#: Pixels from which the ratio of the levels is taken, and a first guess of the noise.
+_SAMPLE = 16_384
 #: Fewer pixels give no gain worth having: 4.5 % for so many.
 _MIN_PIXELS = 1000
 #: Photons' noise that does not stand out of the read noise by so many sigma tells no gain.
@@ -88,11 +91,7 @@ def _one(first: Raw, second: Raw, amp: Amplifier, masters: Masters) -> PhotonTra
         return PhotonTransfer()
     levels = [row_levels(segment, amp.ny, first_overscan(amp)) for segment in segments]
     noises = [overscan_noise(s, level, amp) for s, level in zip(segments, levels, strict=True)]
-    own = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
-    flip = np.s_[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
-    bias = masters.bias[own][flip] if masters.bias is not None else np.zeros((1, 1), np.float32)
-    defects = masters.defects[own][flip] if masters.defects is not None else np.zeros((1, 1), np.bool_)
-    return _measure(segments, levels, noises, amp, np.ascontiguousarray(bias), np.ascontiguousarray(defects))
+    return _measure(segments, levels, noises, amp, masters)
 
 
 def _measure(
@@ -100,12 +99,11 @@ def _measure(
     levels: list[F4],
     noises: list[tuple[float, int]],
     amp: Amplifier,
-    bias: F4,
-    defects: NDArray[np.bool_],
+    masters: Masters,
 ) -> PhotonTransfer:
-    science = np.s_[: amp.ny : 8, amp.prescan : amp.prescan + amp.nx : 4]
-    offset = bias[::8, ::4] if bias.size > 1 else bias
-    first, second = (s[science] - level[::8, None] - offset for s, level in zip(segments, levels, strict=True))
+    step = max(1, math.isqrt(amp.nx * amp.ny // _SAMPLE))
+    science = np.s_[: amp.ny : step, amp.prescan : amp.prescan + amp.nx : step]
+    first, second = (s[science] - level[::step, None] for s, level in zip(segments, levels, strict=True))
     finite = np.isfinite(first) & np.isfinite(second)
     first, second = first[finite], second[finite]
     if first.size == 0 or not min(np.median(first), np.median(second)) > 0:
@@ -113,10 +111,14 @@ def _measure(
     k = float(np.median(second) / np.median(first))
     difference = k * first - second
     spread = 1.4826 * float(np.median(np.abs(difference - np.median(difference))))
-    n, s1, s2, d, d2, n_saturated = _pair(
-        segments[0], segments[1], levels[0], levels[1], bias, defects, amp.nx, amp.prescan,
+    sums = _pair(
+        segments[0], segments[1], levels[0], levels[1],
+        masters.bias if masters.bias is not None else np.empty((0, 0), np.float32),
+        masters.defects if masters.defects is not None else np.empty((0, 0), np.bool_),
+        (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, amp.flip_x, amp.flip_y,
         np.float32(amp.saturation), np.float32(k), np.float32(_CLIP_SIGMA * spread),
     )  # fmt: skip
+    n, s1, s2, d, d2, n_saturated = sums.tolist()
     freedom = sum(m for _, m in noises)
     if n < _MIN_PIXELS or n_saturated > _MAX_SATURATED * amp.nx * amp.ny or freedom == 0:
         return PhotonTransfer()
@@ -135,7 +137,7 @@ def _measure(
     return PhotonTransfer(gain, gain_error, read * gain, math.hypot(read_error * gain, read * gain_error))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _pair(
     first: NDArray[Any],
     second: NDArray[Any],
@@ -143,30 +145,47 @@ def _pair(
     second_levels: F4,
     bias: F4,
     defects: NDArray[np.bool_],
-    nx: int,
+    box: tuple[int, int, int, int],
     prescan: int,
+    flip_x: bool,
+    flip_y: bool,
     saturation: np.float32,
     k: np.float32,
     limit: np.float32,
-) -> tuple[float, float, float, float, float, int]:
+) -> F8:
     """Sums over the usable pixels of 1, both signals, the difference and its square; and saturated pixels."""
-    n, s1, s2, d1, d2, saturated = 0.0, 0.0, 0.0, 0.0, 0.0, 0
-    whole_bias, whole_defects = bias.size > 1, defects.size > 1
-    for y in range(first_levels.size):
-        for x in range(nx):
-            if whole_defects and defects[y, x]:
-                continue
-            a, b = np.float32(first[y, prescan + x]), np.float32(second[y, prescan + x])
-            if a >= saturation or b >= saturation:
-                saturated += 1
-                continue
-            offset = bias[y, x] if whole_bias else np.float32(0)
-            a, b = a - first_levels[y] - offset, b - second_levels[y] - offset
-            d = k * a - b
-            if abs(d) <= limit:
-                n += 1.0
-                s1 += a
-                s2 += b
-                d1 += d
-                d2 += d * d
-    return n, s1, s2, d1, d2, saturated
+    x0, y0, nx, ny = box
+    a, b, use = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
+    zero, one = np.float32(0), np.float32(1)
+    sums = np.zeros(6)
+    for j in range(ny):
+        y = y0 + (ny - 1 - j if flip_y else j)
+        read_row(first, j, prescan, flip_x, a)
+        read_row(second, j, prescan, flip_x, b)
+        full, first_level, second_level = zero, first_levels[j], second_levels[j]
+        for i in range(nx):
+            use[i] = zero if (a[i] >= saturation) | (b[i] >= saturation) else one
+            full += one - use[i]
+            a[i] -= first_level
+            b[i] -= second_level
+        if bias.size:
+            offset = bias[y, x0 : x0 + nx]
+            for i in range(nx):
+                a[i] -= offset[i]
+                b[i] -= offset[i]
+        if defects.size:
+            known = defects[y, x0 : x0 + nx]
+            for i in range(nx):
+                use[i] = zero if known[i] else use[i]
+        row_n, row_s1, row_s2, row_d, row_d2 = zero, zero, zero, zero, zero
+        for i in range(nx):
+            d = k * a[i] - b[i]
+            good = use[i] if abs(d) <= limit else zero
+            d = d if good > zero else zero
+            row_n += good
+            row_s1 += a[i] if good > zero else zero
+            row_s2 += b[i] if good > zero else zero
+            row_d += d
+            row_d2 += d * d
+        sums += np.array((row_n, row_s1, row_s2, row_d, row_d2, full), np.float64)
+    return sums

@@ -140,32 +140,40 @@ def _accumulate(
     x0, y0, nx, ny = box
     by, bx = grid.shape[1:]
     residual, weight = np.empty(nx, np.float32), np.empty(nx, np.float32)
-    zero, one = np.float32(0), np.float32(1)
+    zero, one, huge = np.float32(0), np.float32(1), np.float32(1e30)
+    column_sums, column_pixels = columns[0], columns[1]
+    none, excluded, full = np.int32(0), np.int32(EXCLUDED), np.int32(_SAT)
     for j in range(ny):
         y = y0 + j
-        for i in range(nx):
-            residual[i] = image[y, x0 + i]
-        if reference.size and divide:
+        # Slices, since indices that might be negative keep the compiler from vectorizing.
+        line, bits = image[y, x0 : x0 + nx], mask[y, x0 : x0 + nx]
+        if reference.size:
+            other = reference[y, x0 : x0 + nx]
+            if divide:
+                for i in range(nx):
+                    residual[i] = line[i] / other[i] - centre
+            else:
+                for i in range(nx):
+                    residual[i] = line[i] - scale * other[i] - centre
+        else:
             for i in range(nx):
-                residual[i] /= reference[y, x0 + i]
-        elif reference.size:
-            for i in range(nx):
-                residual[i] -= scale * reference[y, x0 + i]
-        saturated = 0
+                residual[i] = line[i] - centre
+        saturated = zero
         for i in range(nx):
-            bits = mask[y, x0 + i]
-            r = residual[i] - centre
-            usable = (bits & EXCLUDED) == 0 and abs(r) < np.float32(1e30)
-            residual[i] = r if usable else zero
+            usable = (bits[i] & excluded) == none and abs(residual[i]) < huge
+            residual[i] = residual[i] if usable else zero
             weight[i] = one if usable else zero
-            saturated += 1 if bits & _SAT else 0
+            saturated += one if (bits[i] & full) != none else zero
         sums[4] += saturated
         b = j * by // ny
         for k in range(bx):
+            begin, end = (k * nx + bx - 1) // bx, ((k + 1) * nx + bx - 1) // bx
+            part, part_weight = residual[begin:end], weight[begin:end]
             total, n = zero, zero
-            for i in range((k * nx + bx - 1) // bx, ((k + 1) * nx + bx - 1) // bx):
-                total += min(max(residual[i], -limit), limit)
-                n += weight[i]
+            for i in range(end - begin):
+                r = part[i] if part[i] < limit else limit
+                total += r if r > -limit else -limit
+                n += part_weight[i]
             grid[0, b, k] += total
             grid[1, b, k] += n
         n, total, squares, light = zero, zero, zero, zero
@@ -175,9 +183,9 @@ def _accumulate(
             n += inside
             total += r
             squares += r * r
-            light += image[y, x0 + i] * inside
-            columns[0, i] += r
-            columns[1, i] += inside
+            light += line[i] * inside
+            column_sums[i] += r
+            column_pixels[i] += inside
         rows[0, j], rows[1, j] = total, n
         sums[0] += n
         sums[1] += total

@@ -136,7 +136,7 @@ def steps(exposure: CalibrationExposure, detector: int, config: Config, repeat: 
     start = time.thread_time()
     masters = fetch_masters(plan, detector, config)
     first = time.thread_time() - start
-    files = [snaps.raws[0].path, *plan.partners.values()]
+    files = [snaps.raws[0].path, *plan.partners[detector][:1]]
     raw, *others = [read_raw(path) for path in files]
     partner = others[0] if others else None
     checked = check_calibration(plan, snaps, masters, config)

@@ -15,6 +15,9 @@ from apflow.model.products import OutputFile
 from apflow.model.verdict import Verdict
 
 F4 = NDArray[np.float32]
+
+#: Exposure times of two flats of the same light differ by no more than this part.
+SAME_LIGHT = 0.01
 #: Beyond all visits' numbers.
 _AFTER_VISITS = 10**13
 
@@ -129,8 +132,8 @@ class CalibrationPlan:
         that the intent needs. While nobody knows the filter, flats stand under
         ``flat <physical_filter>`` of each.
     partners : mapping
-        Paths of the raws of an earlier flat; whether it is of the same light,
-        and there at all, shows when it is read.
+        Paths of the raws of earlier flats, the best first; which of them are
+        of the same light, and there at all, shows when they are read.
     copies : mapping
         By path of a master: that of its copy in the fast store, made or not.
     """
@@ -138,7 +141,7 @@ class CalibrationPlan:
     exposure: CalibrationExposure
     run: str
     masters: Mapping[int, Mapping[str, str]]
-    partners: Mapping[int, str]
+    partners: Mapping[int, tuple[str, ...]]
     copies: Mapping[str, str] = field(default_factory=dict)
 
 

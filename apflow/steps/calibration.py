@@ -20,11 +20,18 @@ from apflow.graph import node
 from apflow.io.arrivals import await_images
 from apflow.io.butler import Repository
 from apflow.io.butler.paths import checks_path
-from apflow.io.fits import read_image, read_raw, write_image
+from apflow.io.fits import read_image, read_info, read_raw, write_image
 from apflow.io.input_cache import InputReader
 from apflow.io.metrics import write_bundle
 from apflow.io.sasquatch import send_later
-from apflow.model.calibration import CalibrationExposure, CalibrationPlan, CalibrationResult, Intent, Masters
+from apflow.model.calibration import (
+    SAME_LIGHT,
+    CalibrationExposure,
+    CalibrationPlan,
+    CalibrationResult,
+    Intent,
+    Masters,
+)
 from apflow.model.calibration_bundle import EXPOSURE, EXPOSURE_ACTION, catalogue, detector_values, exposure_values
 from apflow.model.calibration_metrics import DETECTOR_ACTION, Ranges, default_ranges, read_ranges, verdicts_of
 from apflow.model.camera import Camera, load_camera
@@ -38,8 +45,6 @@ from apflow.pixels.calibration_checks import check
 
 #: Header and announcement may differ in exposure time by this part before it is reported.
 _EXPOSURE_TOLERANCE = 0.05
-#: Exposure times of two flats of the same light differ by no more than this part.
-_SAME_LIGHT = 0.01
 
 
 @node(gather=True)
@@ -161,15 +166,17 @@ def _with_header(
 
 
 def _partner(plan: CalibrationPlan, detector: int, info: ImageInfo) -> Raw | None:
-    """The raw of an earlier flat, where there is one and it is of the same light."""
-    path = plan.partners.get(detector)
-    if path is None or not Path(path).is_file():
-        return None
-    raw = read_raw(path)
-    same_time = abs(raw.info.exposure_time_s - info.exposure_time_s) <= _SAME_LIGHT * info.exposure_time_s
-    same_filter = raw.info.physical_filter == info.physical_filter
-    is_flat = raw.info.image_type.upper() == Intent.FLAT.image_type
-    return raw if is_flat and same_filter and same_time else None
+    """The raw of an earlier flat, the best that is there and of the same light."""
+    for path in plan.partners[detector]:
+        if Path(path).is_file() and _same_light(read_info(path), info):
+            return read_raw(path)
+    return None
+
+
+def _same_light(one: ImageInfo, other: ImageInfo) -> bool:
+    if one.image_type.upper() != Intent.FLAT.image_type or one.physical_filter != other.physical_filter:
+        return False
+    return abs(one.exposure_time_s - other.exposure_time_s) <= SAME_LIGHT * other.exposure_time_s
 
 
 @node

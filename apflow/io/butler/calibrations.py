@@ -19,12 +19,12 @@ from apflow.io.butler.create import register_types
 from apflow.io.butler.ingest import ingest
 from apflow.io.butler.inputs import copy_paths, find_calibs, local_paths
 from apflow.io.butler.repository import Repository, service
-from apflow.model.calibration import CalibrationExposure, CalibrationPlan, Intent
+from apflow.model.calibration import SAME_LIGHT, CalibrationExposure, CalibrationPlan, Intent
 from apflow.model.ids import day_obs_of, mid_night, parse_image_name
 from apflow.model.products import OutputFile
 
-#: Exposure times of two flats of the same light differ by no more than this part.
-SAME_LIGHT = 0.01
+#: Earlier flats of which the latest that has an image of a detector is its partner.
+_MOST_PARTNERS = 3
 
 
 @service
@@ -42,12 +42,12 @@ def find_plan(repository: Repository, exposure: CalibrationExposure, detectors: 
     found = _masters(repository, exposure.intent, time, physical_filter)
     refs = [ref for of in found.values() for ref in of.values()]
     local, copies = local_paths(repository, refs), copy_paths(repository, refs)
-    partners = _partners(repository, exposure, physical_filter) if exposure.intent is Intent.FLAT else {}
+    partners = _partners(repository, exposure, physical_filter) if exposure.intent is Intent.FLAT else []
     return CalibrationPlan(
         exposure,
         paths.checks_run(exposure.instrument, exposure.exposure),
         masters={d: {kind: local[of[d].id] for kind, of in found.items() if d in of} for d in detectors},
-        partners={d: partners[d] for d in detectors if d in partners},
+        partners={d: tuple(_raw(repository, number, d) for number in partners) for d in detectors},
         copies={local[key]: copy for key, copy in copies.items()},
     )
 
@@ -77,47 +77,35 @@ def _masters(
     return found
 
 
-def _partners(repository: Repository, exposure: CalibrationExposure, physical_filter: str) -> dict[int, str]:
-    """Paths of the raws of an earlier flat by detector.
+def _partners(repository: Repository, exposure: CalibrationExposure, physical_filter: str) -> list[int]:
+    """Exposures that may be an earlier flat of the same light, the best first.
 
-    Of the exposure that is named, or else of the latest earlier flat of the
-    night with the same filter and exposure time. The exposure right before
-    comes first while nobody knows what it is: images of a pair are often
-    registered after the second was announced.
+    The one that is named, or else the latest earlier flats of the night with
+    the same filter and exposure time. The exposure right before comes first
+    while nobody knows what it is: images of a pair are often registered after
+    the second was announced.
     """
-    instrument, number = exposure.instrument, exposure.exposure
-    day = day_obs_of(number)
     if exposure.partner:
-        candidates, before = [parse_image_name(exposure.partner).exposure], None
-    else:
-        records = repository.butler.query_dimension_records(
-            "exposure",
-            instrument=instrument,
-            where="exposure.day_obs = day AND exposure.id < number",
-            bind={"day": day, "number": number},
-            explain=False,
-        )
-        candidates = [r.id for r in records if _same_light(r, physical_filter, exposure.exposure_time_s)]
-        before = None if number - 1 in {r.id for r in records} else number - 1
-    found: dict[int, int] = {}
-    if candidates:
-        refs = repository.butler.query_datasets(
-            "raw",
-            paths.raw_run(instrument),
-            instrument=instrument,
-            where="exposure IN (candidates)",
-            bind={"candidates": candidates},
-            limit=None,
-            explain=False,
-        )
-        for ref in refs:
-            detector = int(ref.dataId["detector"])
-            found[detector] = max(found.get(detector, 0), int(ref.dataId["exposure"]))
-    if before is not None and day_obs_of(before) == day:
-        found |= {d.id: before for d in repository.camera.detectors}
-    names = {d.id: d.name for d in repository.camera.detectors}
-    prefix = repository.camera.image_prefix
-    return {d: str(paths.raw_path(repository.root, instrument, e, prefix, names[d])) for d, e in found.items()}
+        return [parse_image_name(exposure.partner).exposure]
+    number, before = exposure.exposure, exposure.exposure - 1
+    records = repository.butler.query_dimension_records(
+        "exposure",
+        instrument=exposure.instrument,
+        where="exposure.day_obs = day AND exposure.id < number AND "
+        "(exposure.observation_type = 'flat' OR exposure.id = before)",
+        bind={"day": day_obs_of(number), "number": number, "before": before},
+        limit=None,
+        explain=False,
+    )
+    same = [r.id for r in records if _same_light(r, physical_filter, exposure.exposure_time_s)]
+    unknown = [] if before in {r.id for r in records} else [before]
+    return [*unknown, *sorted(same, reverse=True)[:_MOST_PARTNERS]]
+
+
+def _raw(repository: Repository, exposure: int, detector: int) -> str:
+    camera = repository.camera
+    name = camera.detector(detector).name
+    return str(paths.raw_path(repository.root, camera.instrument, exposure, camera.image_prefix, name))
 
 
 def _same_light(record: DimensionRecord, physical_filter: str, exposure_time_s: float) -> bool:

@@ -16,7 +16,8 @@ from apflow.io.ppdb import open_ppdb
 from apflow.model.calibration import Intent
 from apflow.model.calibration_bundle import EXPOSURE_ACTION
 from apflow.model.exposure import Raw
-from tests.calibration_night import Night, image_of, make_night
+from apflow.model.ids import image_name
+from tests.calibration_night import Night, make_night
 from tests.operate.listening import Listening, journal
 
 DETECTORS = (3, 4)
@@ -24,10 +25,15 @@ DETECTORS = (3, 4)
 NEVER, BIAS, DARK, FLATS, AFTER_CRASH, WRONG = 1, 2, 3, (4, 5), 6, 7
 
 
+def name_of(raw: Raw) -> str:
+    """Name of its image."""
+    return image_name(raw.info.exposure, "CC_O")
+
+
 def land(night: Night, *raws: Raw) -> None:
     """Raws appear in the landing folder under their names."""
     for raw in raws:
-        name = f"{image_of(raw, 'CC_O')}_{night.scenario.load_camera().detector(raw.info.detector).name}.fits"
+        name = f"{name_of(raw)}_{night.scenario.load_camera().detector(raw.info.detector).name}.fits"
         os.replace(night.write(raw), night.root / "landing" / name)
 
 
@@ -40,7 +46,7 @@ def opened(raw: Raw, of: int = 1, index: int = 1, image_type: str = "") -> dict[
     info = raw.info
     values = [image_type or info.image_type, info.group.replace(":", "\\:")]
     return {
-        "imageName": image_of(raw, "CC_O"),
+        "imageName": name_of(raw),
         "exposureTime": info.exposure_time_s,
         "imagesInSequence": of,
         "imageIndex": index,
@@ -60,39 +66,39 @@ def afternoon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Sequence
     with Listening(night.root, *doors) as service:
         never = night.raw(Intent.BIAS, NEVER, 4)
         assert service.post("startIntegration", opened(never)) == 202
-        service.until(f"bias {image_of(never, 'CC_O')} of group {never.info.group}: 2 detectors")
+        service.until(f"bias {name_of(never)} of group {never.info.group}: 2 detectors")
         bias = raws(night, Intent.BIAS, BIAS)
         with events.open("a") as file:
             file.write(json.dumps({"event": "startIntegration"} | opened(bias[0], 25, 3)) + "\n")
-        service.until(f"bias {image_of(bias[0], 'CC_O')} of group")
+        service.until(f"bias {name_of(bias[0])} of group")
         land(night, *bias)
-        service.until(f"bias {image_of(bias[0], 'CC_O')}: 2 done")
+        service.until(f"bias {name_of(bias[0])}: 2 done")
         dark = raws(night, Intent.DARK, DARK)
         land(night, *dark)
-        service.until(f"dark {image_of(dark[0], 'CC_O')}: 2 done")
+        service.until(f"dark {name_of(dark[0])}: 2 done")
         for index, sequence in enumerate(FLATS, 1):
             flats = raws(night, Intent.FLAT, sequence)
             assert service.post("startIntegration", opened(flats[0], 2, index)) == 202
             land(night, *flats)
-            service.until(f"flat {image_of(flats[0], 'CC_O')}: 2 done")
-        missing = f"bias {image_of(never, 'CC_O')}: 2 image_timeout"
+            service.until(f"flat {name_of(flats[0])}: 2 done")
+        missing = f"bias {name_of(never)}: 2 image_timeout"
         if not any(missing in line for line in service.told):
             service.until(missing)
         late = raws(night, Intent.FLAT, AFTER_CRASH)
         assert service.post("startIntegration", opened(late[0])) == 202
-        service.until(f"flat {image_of(late[0], 'CC_O')} of group")
+        service.until(f"flat {name_of(late[0])} of group")
         service.kill()
     told = service.told
     with Listening(night.root, "--http", ":0") as service:
         service.until("1 visits or calibrations were under way")
         land(night, *late)
-        service.until(f"flat {image_of(late[0], 'CC_O')}: 2 done")
+        service.until(f"flat {name_of(late[0])}: 2 done")
         wrong = raws(night, Intent.DARK, WRONG)
         assert service.post("startIntegration", opened(wrong[0], image_type="BIAS")) == 202
-        service.until(f"bias {image_of(wrong[0], 'CC_O')} of group")
+        service.until(f"bias {name_of(wrong[0])} of group")
         land(night, *wrong)
-        assert "intent dark, not bias" in service.until(f"dark {image_of(wrong[0], 'CC_O')} begins anew")
-        service.until(f"dark {image_of(wrong[0], 'CC_O')}: 2 done")
+        assert "intent dark, not bias" in service.until(f"dark {name_of(wrong[0])} begins anew")
+        service.until(f"dark {name_of(wrong[0])}: 2 done")
     return night, [*told, *service.told]
 
 

@@ -1,5 +1,6 @@
 """Graphs as plain functions: run here, guarded, drawn."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -54,6 +55,45 @@ def test_a_failure_is_an_outcome_and_others_go_on(tmp_path: Path) -> None:
     }
     # Behind a failure nothing runs: the subtractions are those of the five good detectors.
     assert [line.split()[1] for line in world.read("subtract")] == ["0", "1", "5", "6", "7"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    summary: dict[str, float]
+
+
+@node
+def _seen(detector: int) -> _Image:
+    return _Image({"sky": 5.0, "n": 1.0})
+
+
+@node
+def _refined(image: _Image) -> _Image:
+    return _Image({"n": 2.0})
+
+
+@node
+def _broken(image: _Image) -> _Image:
+    raise NoTemplate("nothing there")
+
+
+@node
+def _used(image: _Image, other: _Image) -> _Image:
+    return _Image({"never": 0.0})
+
+
+def test_what_was_measured_before_a_failure_is_not_lost() -> None:
+    ended: list[Ended] = []
+
+    def graph(visit: int, detectors: list[int], config: None) -> None:
+        refined = _refined(_seen(1))
+        for batch in gathers([_used(_broken(refined), refined)]):
+            ended.extend(batch)
+
+    EagerRunner().run(graph, 7, [1], None)
+    (one,) = ended
+    assert one.failure is not None and one.failure.step == "_broken"
+    assert one.measured == {"sky": 5.0, "n": 2.0}
 
 
 def test_each_step_leaves_one_record(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ STAGES: Mapping[str, tuple[Metric, ...]] = {
         Metric("zero_point_scatter_mag", "mag", "Robust scatter of the zero point from star to star."),
         Metric("sky_electron", "electron", "Sky level of a pixel."),
         Metric("sky_noise_electron", "electron", "Noise of a pixel of blank sky."),
-        Metric("sky_mag_arcsec2", "mag(AB) / arcsec2", "Surface brightness of the sky."),
+        Metric("sky_mag_arcsec2", "mag / arcsec2", "Surface brightness of the sky, AB."),
         Metric("depth_mag", "mag", "Magnitude of a point source of 5 sigma."),
         Metric("effective_time_s", "s", "Exposure time of the same depth under nominal conditions (SMTN-002)."),
         Metric("effective_time_ratio", "", "effective_time_s over the exposure time (Neilsen et al. 2016)."),

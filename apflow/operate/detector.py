@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from apflow.config import Config
-from apflow.errors import BadRequest, DataError, ImageTimeout
+from apflow.errors import ApflowError, BadRequest, DataError, ImageTimeout
 from apflow.io.arrivals import await_named_images
 from apflow.io.fits import read_info
 from apflow.io.ppdb import Ppdb, open_ppdb
 from apflow.model import ids
+from apflow.model.calibration import refuse_calibration
 from apflow.model.camera import Camera, Detector, load_camera
 from apflow.model.exposure import ImageInfo
 from apflow.model.ledger import Outcome, State
@@ -152,10 +153,22 @@ def await_visit(database: Ppdb, request: Request) -> tuple[Visit, Config]:
         visit = _with_header(visit, read_info(path))
     except (ImageTimeout, DataError) as error:
         state, cause = State(error.state), f"{type(error).__name__}: {error}"
-        database.settle([Outcome(visit.instrument, visit.visit, detector, state, cause, "await_science_images")])
+        ended = Outcome(visit.instrument, visit.visit, detector, state, cause, "await_science_images")
+        database.settle([ended])
+        _measure(visit, ended, config)
         raise
     left_s = max(0.0, deadline - time.monotonic())
     return visit, dataclasses.replace(config, timing=dataclasses.replace(config.timing, image_timeout_s=left_s))
+
+
+def _measure(visit: Visit, ended: Outcome, config: Config) -> None:
+    """Keep the metrics of a detector-visit that came to its end before the graph began."""
+    from apflow.steps.metrics import keep_metrics
+
+    try:
+        keep_metrics(visit, [ended], config)
+    except ApflowError as error:
+        _warn(f"the metrics of visit {visit.visit} detector {ended.detector} are not kept: {error}")
 
 
 def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
@@ -202,13 +215,16 @@ def _exposures(images: Sequence[str], camera: Camera, detector: Detector) -> lis
 
 def _with_header(visit: Visit, info: ImageInfo) -> Visit:
     """The visit with what the header tells; where it was announced otherwise, the header is right and it is said."""
+    refuse_calibration(" ".join(visit.images), info.image_type)
     offset = float(separation_arcsec(visit.ra_deg, visit.dec_deg, info.ra_deg, info.dec_deg))
     if offset > _POINTING_TOLERANCE:
-        _warn(f"the header's boresight is {offset:.0f} arcsec from the announced one")
+        _warn(f"the header's boresight is {offset:.0f} arcsec from the announced one; the header's is used")
     if visit.physical_filter and visit.physical_filter != info.physical_filter:
-        _warn(f"the header's filter is {info.physical_filter!r}, announced was {visit.physical_filter!r}")
+        filters = f"the header's filter is {info.physical_filter!r}, announced was {visit.physical_filter!r}"
+        _warn(f"{filters}; the header's is used")
     if abs(info.exposure_time_s - visit.exposure_time_s) > _EXPOSURE_TOLERANCE * visit.exposure_time_s:
-        _warn(f"the header's exposure time is {info.exposure_time_s:g} s, announced were {visit.exposure_time_s:g} s")
+        times = f"the header's exposure time is {info.exposure_time_s:g} s, announced were {visit.exposure_time_s:g} s"
+        _warn(f"{times}; the header's is used")
     return dataclasses.replace(
         visit,
         group=info.group,
@@ -222,4 +238,4 @@ def _with_header(visit: Visit, info: ImageInfo) -> Visit:
 
 
 def _warn(what: str) -> None:
-    print(f"warning: {what}; the header's is used", file=sys.stderr)
+    print(f"warning: {what}", file=sys.stderr)

@@ -16,11 +16,14 @@ from lsst.daf.butler import Butler, Timespan
 from apflow.io.alerts.archive import nights, read_night
 from apflow.io.arrivals import Ingestor
 from apflow.io.butler import Repository
+from apflow.io.metrics import values_of
 from apflow.io.ppdb import open_ppdb
 from apflow.model.visit import Visit
 from apflow.operate.prepare import simulation_pool
 from apflow.simulate.player import Trouble
+from apflow.simulate.reference import reference_catalog
 from apflow.simulate.scenario import Scenario, visits
+from apflow.steps.visits import detector_region
 from tests.field import Field, land, make_field
 from tests.operate.command import apflow
 
@@ -97,6 +100,9 @@ def test_an_image_that_does_not_come(field: Field):
     with open_ppdb(field.config.ppdb_url) as ppdb:
         ledger = ppdb.ledger()
     assert list(ledger.loc[ledger["detector"] == 2, "state"]) == ["image_timeout"]
+    with Butler.from_config(str(field.root), collections=["LSSTComCam/prompt"], instrument="LSSTComCam") as butler:
+        delivered = values_of(butler.get("ap_delivery_metrics", visit=field.visits[0].visit, detector=2))
+    assert delivered["delivery"]["is_image_timeout"] == 1.0
 
 
 @pytest.mark.parametrize(("detector", "told"), [(0, "truncated"), (5, "")])
@@ -123,7 +129,9 @@ def test_no_template_there(field: Field, tmp_path: Path):
     """Raws of another part of the sky in the same repository."""
     root = tmp_path / "butler"
     shutil.copytree(field.root, root)
-    scenario = dataclasses.replace(field.scenario, ra_deg=30.0, nvisits=1, detectors=(1,), first_seq=50)
+    scenario = dataclasses.replace(
+        field.scenario, ra_deg=30.0, nvisits=1, detectors=(1,), first_seq=50, start_mjd_tai=60786.2
+    )
     player = dataclasses.replace(
         field.player, scenario=scenario, staging=tmp_path / "s", landing=tmp_path / "l", troubles=()
     )
@@ -131,9 +139,21 @@ def test_no_template_there(field: Field, tmp_path: Path):
     visit = visits(scenario)[0]
     with Repository(root, writeable=True) as repository:
         assert all(one.path is not None for one in repository.ingest_raws(player.land(visit, 1)))
+        region = detector_region(visit, 1, field.config).grown(60.0)
+        repository.ingest_reference(reference_catalog(scenario, region).assign(band="r"))
     ended = command(dataclasses.replace(field, root=root), 1, visit, "--timeout", "5")
     assert ended.returncode == 20, ended.stderr
     assert "no template in band 'r' overlaps detector 1" in ended.stderr
+    with Butler.from_config(str(root), collections=["LSSTComCam/prompt"], instrument="LSSTComCam") as butler:
+        stages = values_of(butler.get("ap_metrics", visit=visit.visit, detector=1))
+        delivered = values_of(butler.get("ap_delivery_metrics", visit=visit.visit, detector=1))["delivery"]
+        seen = values_of(butler.get("ap_visit_metrics", visit=visit.visit))["visit"]
+    # Its image was calibrated all the same, and nothing was subtracted from it.
+    assert None not in {**stages["isr"], **stages["calibrate"]}.values()
+    assert set({**stages["subtract"], **stages["alerts"]}.values()) == {None}
+    assert delivered["is_no_template"] == 1.0 and delivered["n_alerts"] is delivered["alert_latency_s"] is None
+    assert delivered["calibrate_core_s"] and delivered["subtract_core_s"] is None
+    assert seen["median_psf_fwhm_arcsec"] == stages["calibrate"]["psf_fwhm_arcsec"] and seen["n_no_template"] == 1.0
 
 
 def test_no_calib_is_valid(field: Field, tmp_path: Path):

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron
+from apflow.pixels.photometry import (
+    effective_time_ratio,
+    fit_zero_point,
+    nanojansky_per_electron,
+    surface_brightness,
+)
 
 
 def stars(n=60, seed=1, variables=0.1):
@@ -36,3 +41,25 @@ def test_no_star_gives_nan():
 def test_scale_to_nanojansky():
     electrons = 30.0 * 10 ** (-0.4 * (31.4 - 28.0))  # 1 nJy for 30 s
     assert electrons * nanojansky_per_electron(28.0, 30.0) == pytest.approx(1.0)
+
+
+def test_effective_time_by_hand() -> None:
+    """Neilsen et al. (2016): half the light, seeing worse by a tenth, a sky twice as bright as what is left of it.
+
+    eta = 0.5; the sky counted is 0.5 * 2 = 1 times the nominal one: tau = 0.5^2 / 1.1^2 / 1 = 0.2066.
+    """
+    nominal = {"zero_point_mag": 28.36, "sky_mag_arcsec2": 21.2, "fwhm_arcsec": 0.83}
+    summary = {
+        "zero_point_mag": 28.36 + 2.5 * np.log10(0.5),
+        "sky_mag_arcsec2": 21.2 - 2.5 * np.log10(2.0),
+        "psf_fwhm_arcsec": 1.1 * 0.83,
+    }
+    assert effective_time_ratio(summary, **nominal) == pytest.approx(0.25 / 1.21, rel=1e-12)
+    same = {"zero_point_mag": 28.36, "sky_mag_arcsec2": 21.2, "psf_fwhm_arcsec": 0.83}
+    assert effective_time_ratio(same, **nominal) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_surface_brightness_of_a_counted_sky() -> None:
+    """SMTN-002's r sky, 21.2 mag/arcsec^2 at a zero point of 28.36, is 731.1 e-/s/arcsec^2 or 29.25 a pixel of 0.2"."""
+    assert surface_brightness(29.25, 28.36, 0.2) == pytest.approx(21.2, abs=5e-4)
+    assert np.isnan(surface_brightness(-1.0, 28.36, 0.2))

@@ -1,4 +1,4 @@
-"""``apflow listen``: the service that runs the graphs as visits are announced."""
+"""``apflow listen``: the service that runs the graphs as visits and calibrations are announced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def listen(
     ppdb: Annotated[str, typer.Option(help="As in apflow replay; default: in the repository.")] = "",
     alerts: Annotated[str, typer.Option(help="As in apflow replay; default: as configured.")] = "",
     rules: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rules by survey, TOML; default: invocation.rules.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Rules: which graph for which images, TOML; default: invocation.rules."),
     ] = None,
     image_timeout: Annotated[
         float | None,
@@ -43,6 +44,9 @@ def listen(
     ] = None,
 ) -> None:
     """Process visits as they are announced by nextVisit, and images that nobody announced.
+
+    Calibrations (BIAS, DARK, FLAT, CBP) are checked as startIntegration announces them, or as their images come; a
+    visit goes before them where both want the same worker.
 
     It serves until Ctrl-C or SIGTERM; a file that is not followed, or standard input, ends it when all that was
     announced has ended. What was told is written down before it is acted upon: the same command goes on where an

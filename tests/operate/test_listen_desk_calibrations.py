@@ -224,7 +224,10 @@ def test_it_is_cancelled_alone():
 
 def test_what_comes_after_the_end_starts_nothing():
     heard = listener().tell(opened("BIAS")).end().tell(seen("BIAS"), seen("BIAS", 5), opened("BIAS"))
-    assert heard.kinds() == ["Start", "Ignore"]
+    assert heard.kinds() == ["Start", "Ignore", "Ignore"]
+    late, again = heard.actions[1:]
+    assert late == Ignore(f"image {image_name(FIRST, 'CC_O')}", "its exposure has ended")
+    assert isinstance(again, Ignore) and again.reason == "it came before"
 
 
 def test_expected_sensors_limit_the_detectors():

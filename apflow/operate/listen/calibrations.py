@@ -19,7 +19,7 @@ from apflow.model.camera import Camera
 from apflow.model.ids import image_name
 from apflow.model.next_visit import StartIntegration
 from apflow.model.sighting import Sighting
-from apflow.operate.listen.actions import READOUT_S, Action, Cancel, Restart, Start
+from apflow.operate.listen.actions import READOUT_S, Action, Cancel, Ignore, Restart, Start
 from apflow.operate.listen.rules import IGNORE, Rule, Subject, first_match
 
 
@@ -128,6 +128,13 @@ class Calibrations:
         if is_news:
             frame.headers.add(said)
         return is_news
+
+    def late(self, sighting: Sighting) -> list[Action]:
+        """What to say of the first image of an exposure that nobody waits for any more."""
+        frame = self._frames[sighting.exposure]
+        if not frame.ended or len(frame.headers) > 1 or sighting.arrived_unix <= frame.ended_unix:
+            return []
+        return [Ignore(f"image {sighting.image}", "its exposure has ended")]
 
     def decide(self, exposure: int) -> list[Action]:
         """What is to be done about an exposure."""

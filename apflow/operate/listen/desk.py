@@ -96,7 +96,8 @@ class Desk:
             return [Ignore(f"image {sighting.image}", why)]
         is_news = self._calibrations.see(sighting, now_unix)
         if is_calibration(sighting.image_type):
-            return self._decide_exposure(sighting.exposure, now_unix) if is_news else []
+            late = self._calibrations.late(sighting)
+            return self._decide_exposure(sighting.exposure, now_unix) or late if is_news else []
         shot = self._shot(first_exposure(sighting), now_unix)
         is_first = not shot.seen_unix
         if not (shot.see(sighting, now_unix, self._tolerance) or is_news):
@@ -192,11 +193,9 @@ class Desk:
         if is_calibration(event.image_type):
             if not self._calibrations.integrate(event, now_unix):
                 return [Ignore(what, "it came before")]
+            ignored = Ignore(what, "no rule takes it", kept=True)
             actions = self._decide_exposure(event.exposure, now_unix)
-            ignored = (
-                [Ignore(what, "no rule takes it", kept=True)] if self._calibrations.ignores(event.exposure) else []
-            )
-            return actions + ignored
+            return [*actions, ignored] if self._calibrations.ignores(event.exposure) else actions
         shot = self._shot(event.first_exposure, now_unix)
         if not shot.integrate(event):
             return [Ignore(what, "it came before")]

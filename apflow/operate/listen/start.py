@@ -32,8 +32,9 @@ from apflow.operate.repository import repository_config
 
 #: Modules that workers import while they start.
 _WARM_UP = tuple(graph.__module__ for graph in GRAPHS.values())
-#: Beyond the wait for its images, a visit has this long, seconds, even on a machine that is small for it.
-_DEADLINE_S = 900.0
+#: Beyond the wait for its images, a visit or calibration has this long, seconds, even on a machine that is small for
+#: it: 25 calibrations of the focal plane in a row may take 1200 s (LSE-61, DMS-REQ-0131), and others go before them.
+_DEADLINE_S = 1800.0
 
 
 @dataclass(frozen=True)

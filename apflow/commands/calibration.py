@@ -39,6 +39,9 @@ def calibration(
     It waits for the images, so that it can be started with the exposure. The limits are those of configuration
     calibration.ranges. What was checked before is checked again, into the same files.
 
+    Example: apflow calibration --intent bias --detector R22_S11 --butler replay/butler --report checked
+    --image $(apflow simulate replay/butler --intent bias)
+
     Exit codes: 0 done, 1 failed (or several causes), 2 bad request, 22 cancelled, 65 bad data, 69 a service is not
     there, 70 a defect, 74 input or output failed, 75 no image in time, 130 interrupted.
     """

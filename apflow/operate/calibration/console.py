@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from apflow.operate.calibration.summary import remarks
+
 COLOURS = {"Acceptable": "green", "Warning": "yellow", "Alert": "red"}
 
 
@@ -25,14 +27,12 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         ),
         soft_wrap=True,
     )
-    rows = [d for d in summary["detectors"] if d["verdict"] != "Acceptable" or d["cause"]]
-    if not rows:
+    found = remarks(summary)
+    if not found:
         return
     table = Table("detector", "verdict", "why", box=None, pad_edge=False)
-    for d in rows:
-        shown = d["verdict"] or d["state"]
-        why = d["cause"] if d["state"] == "done" else f"{d['step']}: {d['cause']}"
-        table.add_row(d["name"], Text(shown, COLOURS.get(shown, "magenta")), Text(why))
+    for names, shown, why in found:
+        table.add_row(names, Text(shown, COLOURS.get(shown, "magenta")), Text(why))
     console.print(table)
 
 

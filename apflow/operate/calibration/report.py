@@ -25,6 +25,7 @@ from apflow.model.calibration_metrics import AMPLIFIER, DETECTOR
 from apflow.model.camera import Camera
 from apflow.model.metrics import Metric
 from apflow.operate.calibration.pictures import mosaic, ramp_css, rows_of, strip
+from apflow.operate.calibration.summary import remarks
 from apflow.operate.report_map import focal_plane_svg
 from apflow.operate.report_parts import number, table
 
@@ -81,7 +82,7 @@ def _page(exposure: CalibrationExposure, summary: Mapping[str, Any], camera: Cam
         "legend": "".join(f'<span><i class="dot v-{v}"></i>{v}</span>' for v in (*_VERDICTS, "not checked")),
         "left": escape(_LEFT[exposure.intent]),
         "mosaic": _mosaic(exposure, detectors, camera, config),
-        "detectors": _detectors(detectors),
+        "detectors": _detectors(summary),
         "amplifiers": _amplifiers(detectors),
         "strips": _strips(detectors),
         "strip_order": "detectors from left to right, the amplifiers of each side by side"
@@ -142,13 +143,9 @@ def _mosaic(exposure: CalibrationExposure, detectors: list[Any], camera: Camera,
     )
 
 
-def _detectors(detectors: list[Any]) -> str:
-    rows = [
-        (_named(d["name"], d["verdict"]), escape(d["verdict"] or d["state"]), escape(d["step"]), escape(d["cause"]))
-        for d in detectors
-        if d["verdict"] != "Acceptable"
-    ]
-    return table(("Detector", "Verdict", "Step", "Why"), rows, 4) if rows else '<p class="quiet">None.</p>'
+def _detectors(summary: Mapping[str, Any]) -> str:
+    rows = [(_named(names, found), escape(found), escape(why)) for names, found, why in remarks(summary)]
+    return table(("Detectors", "Verdict", "Why"), rows, 3) if rows else '<p class="quiet">None.</p>'
 
 
 def _amplifiers(detectors: list[Any]) -> str:
@@ -200,8 +197,8 @@ def _label(metric: Metric) -> str:
     return text[0].upper() + text[1:]
 
 
-def _named(name: str, verdict: str | None) -> str:
-    return f'<i class="dot v-{verdict or "none"}"></i>{escape(name)}'
+def _named(name: str, verdict: str) -> str:
+    return f'<i class="dot v-{escape(verdict)}"></i>{escape(name)}'
 
 
 def _limits(pair: list[float | None]) -> str:

@@ -60,6 +60,30 @@ def summarise(
     }
 
 
+def remarks(summary: Mapping[str, Any], most_names: int = 6) -> list[tuple[str, str, str]]:
+    """Detectors that are not Acceptable, were not checked, or of which there is something to say.
+
+    Returns
+    -------
+    remarks : `list` [`tuple` [`str`, `str`, `str`]]
+        Names of detectors, their verdict or state, and why; detectors of which
+        the same is to be said stand together, the worst first.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for d in summary["detectors"]:
+        if d["verdict"] != str(Verdict.ACCEPTABLE) or d["cause"]:
+            why = d["cause"] if d["state"] == State.DONE else f"{d['step']}: {d['cause']}"
+            groups.setdefault((d["verdict"] or d["state"], why), []).append(d["name"])
+    order = [str(v) for v in (Verdict.ACCEPTABLE, Verdict.WARNING, Verdict.ALERT)]
+    found = sorted(groups.items(), key=lambda group: -order.index(group[0][0]) if group[0][0] in order else -1.5)
+    return [(_together(names, most_names), verdict, why) for (verdict, why), names in found]
+
+
+def _together(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _as_taken(exposure: CalibrationExposure, detector: Detector, camera: Camera, config: Config) -> CalibrationExposure:
     """The exposure with filter and exposure time of a header."""
     path = raw_path(Path(config.butler), exposure.instrument, exposure.exposure, camera.image_prefix, detector.name)

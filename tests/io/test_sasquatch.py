@@ -25,21 +25,27 @@ AWKWARD = {
     "tiny": 5e-324,
     "huge": 1.7976931348623157e308,
     "odd": -(2.0**53 + 2),
-    "single": float(np.float32(0.1)),
+    "single": np.float32(0.1),
 }
 
 
 def test_values_are_read_back_to_the_last_bit_at_the_midpoint(
     sasquatch: SasquatchProxy, influxdb: InfluxServer, tmp_path: Path
 ) -> None:
-    where = {"instrument": "LSSTCam", "visit": 2025042000123, "detector": 94, "band": "r", "physical_filter": "r_57"}
+    where = {
+        "instrument": "LSSTCam",
+        "visit": np.int64(2025042000123),
+        "detector": 94,
+        "band": "r",
+        "physical_filter": "r_57",
+    }
     config = config_for(sasquatch, tmp_path)
     send_later([Measurement("calibrate", AWKWARD, where, MJD)], config)
     assert flush(config, 30) == 0
 
     (point,) = points(influxdb, sasquatch)
     assert point["time"] == UNIX_S * 10**9
-    assert {name: float(point[name]) for name in AWKWARD} == AWKWARD
+    assert {name: float(point[name]) for name in AWKWARD} == {name: float(value) for name, value in AWKWARD.items()}
     assert {key: point[key] for key in where} == {key: str(value) for key, value in where.items()}
     assert not {"tract", "exposure", "group"} & point.keys()  # there is no tag without a value
     assert not spooled(tmp_path)
@@ -138,8 +144,11 @@ def test_the_schema_names_what_identifies_as_strings_and_metrics_as_nullable() -
         (measurement({"2nd_moment": 1.0}), "2nd_moment"),
         (measurement({"timestamp": 1.0}), "timestamp"),
         (Measurement("isr", {"x": 1.0}, {"ccd": 3}, MJD), "ccd"),
+        (Measurement("isr", {"x": 1.0}, {"visit": 3}, math.nan), "time of isr is nan"),
     ],
 )
-def test_what_can_be_no_record_is_refused_by_name(wrong: Measurement, named: str) -> None:
+def test_what_can_be_no_record_is_refused_by_name(wrong: Measurement, named: str, tmp_path: Path) -> None:
+    config = config_from({"butler": str(tmp_path), "sasquatch": {"url": "http://127.0.0.1:9"}})
     with pytest.raises(BadRequest, match=named):
-        record_of(wrong)
+        send_later([measurement(), wrong], config)
+    assert not spooled(tmp_path)

@@ -11,7 +11,8 @@ import requests
 
 from apflow.errors import ServiceError
 from apflow.io.sasquatch import drain, flush, send_later
-from apflow.io.sasquatch.records import schema
+from apflow.io.sasquatch.records import record_of, schema
+from apflow.io.sasquatch.spool import Spool
 from apflow.operate.services import InfluxServer
 from apflow.operate.services.sasquatch import SasquatchProxy, Trouble
 from tests.io.measured import child, config_for, measurement, points, produced, spooled, wait_until
@@ -129,7 +130,7 @@ def test_records_refused_for_good_are_kept_aside_and_others_go_on(
     (kept,) = (tmp_path / "sasquatch-spool" / "rejected").iterdir()
     told = json.loads(kept.read_text())
     assert told["reason"].startswith("42201: schema of lsst.prompt.calibrate is incompatible")
-    assert told["records"][0][2] == {"x": 1.0}
+    assert told["records"][0]["values"] == {"x": 1.0}
     assert "refused 1 records" in caplog.text and "42201" in caplog.text
     assert len(points(influxdb, sasquatch, "isr")) == len(points(influxdb, sasquatch, "difference")) == 1
 
@@ -143,7 +144,7 @@ def test_a_reply_with_status_200_may_refuse_one_of_the_records(
     assert flush(config, 30) == 0
     assert {point["detector"] for point in points(influxdb, sasquatch)} == {"1", "2"}
     (kept,) = (tmp_path / "sasquatch-spool" / "rejected").iterdir()
-    assert json.loads(kept.read_text())["records"][0][1]["detector"] == "0"
+    assert json.loads(kept.read_text())["records"][0]["head"]["detector"] == "0"
 
 
 def test_the_oldest_give_way_when_the_spool_is_full(
@@ -163,13 +164,24 @@ def test_the_oldest_give_way_when_the_spool_is_full(
     assert [point["x"] for point in points(influxdb, sasquatch)] == list(visits)[-kept:]
 
 
+def test_what_was_refused_does_not_fill_the_disk_either(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for visit in range(1, 31):
+        spool.reject([record_of(measurement(visit=visit))], "42201: incompatible")
+    rejected = tmp_path / "rejected"
+    assert spool.trim(5000) == 0
+    kept = sorted(rejected.iterdir())
+    assert 3000 < sum(path.stat().st_size for path in kept) <= 5000
+    assert json.loads(kept[-1].read_text())["records"][0]["head"]["visit"] == "30"
+
+
 def test_a_spool_that_cannot_be_written_costs_only_the_metrics(
     sasquatch: SasquatchProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Permissions would not stop root.
     (tmp_path / "sasquatch-spool").write_text("a file where the folder should be")
     send_later([measurement(), measurement(visit=2)], config_for(sasquatch, tmp_path))
-    assert "2 records of metrics are not sent to Sasquatch" in caplog.text
+    assert "2 measurements are not sent to Sasquatch" in caplog.text
 
 
 def test_a_full_disk_costs_only_the_metrics(sasquatch: SasquatchProxy, tmp_path: Path) -> None:
@@ -179,14 +191,14 @@ def test_a_full_disk_costs_only_the_metrics(sasquatch: SasquatchProxy, tmp_path:
     process = child(tmp_path, [], full)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
-    assert "1 records of metrics are not sent to Sasquatch" in told and "File too large" in told
+    assert "1 measurements are not sent to Sasquatch" in told and "File too large" in told
     assert not list((tmp_path / "sasquatch-spool").iterdir())
 
 
 def test_half_a_file_is_put_aside(sasquatch: SasquatchProxy, influxdb: InfluxServer, tmp_path: Path) -> None:
     config = config_for(sasquatch, tmp_path)
     (tmp_path / "sasquatch-spool").mkdir()
-    (tmp_path / "sasquatch-spool" / "00000000000000000001.json").write_text('[["calib')
+    (tmp_path / "sasquatch-spool" / "00000000000000000001.json").write_text('{"version": "1", "meas')
     send_later([measurement()], config)
     assert flush(config, 30) == 0
     assert len(points(influxdb, sasquatch)) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from apflow.config import Config, Sasquatch
 from apflow.errors import ServiceError
-from apflow.io.sasquatch.records import record_of
+from apflow.io.sasquatch.records import check
 from apflow.io.sasquatch.rest import Proxy
 from apflow.io.sasquatch.sending import Counts, send_waiting
 from apflow.io.sasquatch.spool import Spool
@@ -38,16 +38,17 @@ def send_later(measurements: Sequence[Measurement], config: Config) -> None:
     Raises
     ------
     BadRequest
-        A measurement cannot be a record; see `apflow.io.sasquatch.records.record_of`.
+        A measurement cannot be a record; see `apflow.io.sasquatch.records.check`.
     """
     if not config.sasquatch.url or not measurements:
         return
-    records = [record_of(measurement) for measurement in measurements]
+    for measurement in measurements:
+        check(measurement)
     dispatcher = _dispatcher(config)
     try:
-        dispatcher.spool.add(records)
+        dispatcher.spool.add(measurements)
     except ServiceError as error:
-        _log.error("%d records of metrics are not sent to Sasquatch: %s", len(records), error)
+        _log.error("%d measurements are not sent to Sasquatch: %s", len(measurements), error)
         return
     dispatcher.wake()
 

@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 from astropy.time import Time
@@ -67,23 +68,18 @@ class Record:
         return json.dumps({**self.head, **values}, allow_nan=False)
 
 
-def record_of(measurement: Measurement) -> Record:
+def record_of(measurement: Measurement, version: str = __version__) -> Record:
     """The record of a measurement.
 
     Its time is the midpoint of the exposure in seconds of Unix, which is UTC.
     What is not finite becomes null. The same measurement gives the same record
     whenever and wherever it is made, so that one sent twice is one point.
 
-    Raises
-    ------
-    BadRequest
-        Avro does not allow the name of the action or of a metric, a metric is
-        called as a field that every record has, or an identifier is unknown.
+    Parameters
+    ----------
+    version : `str`, optional
+        Of the apflow that measured.
     """
-    unknown = set(measurement.identifiers) - set(IDENTIFIERS)
-    if unknown:
-        raise BadRequest(f"identifier {min(unknown)} of {measurement.action}; accepted: {', '.join(IDENTIFIERS)}")
-    _check_names(measurement.action, tuple(measurement.values))
     identifiers = {key: str(measurement.identifiers.get(key, "")) for key in IDENTIFIERS}
     what = json.dumps([measurement.action, measurement.mjd_mid_tai, identifiers])
     head: dict[str, str | float] = {
@@ -91,10 +87,28 @@ def record_of(measurement: Measurement) -> Record:
         "timestamp": unix_s(measurement.mjd_mid_tai),
         "dataset_tag": "prompt",
         "reference_package": "apflow",
-        "reference_package_version": __version__,
+        "reference_package_version": version,
     }
     values = {n: float(v) if v is not None and math.isfinite(v) else None for n, v in measurement.values.items()}
     return Record(measurement.action, head | identifiers, values)
+
+
+def check(measurement: Measurement) -> None:
+    """Whether a measurement can be a record.
+
+    Raises
+    ------
+    BadRequest
+        Avro does not allow the name of the action or of a metric, a metric is
+        called as a field that every record has, an identifier is unknown, or
+        the time is not finite.
+    """
+    if not math.isfinite(measurement.mjd_mid_tai):
+        raise BadRequest(f"time of {measurement.action} is {measurement.mjd_mid_tai}; accepted: an MJD")
+    unknown = set(measurement.identifiers) - set(IDENTIFIERS)
+    if unknown:
+        raise BadRequest(f"identifier {min(unknown)} of {measurement.action}; accepted: {', '.join(IDENTIFIERS)}")
+    _check_names(measurement.action, tuple(measurement.values))
 
 
 @functools.lru_cache(maxsize=256)
@@ -124,11 +138,22 @@ def schema(namespace: str, action: str, metrics: tuple[str, ...]) -> str:
     return json.dumps({"type": "record", "namespace": namespace, "name": action, "fields": fields})
 
 
-def to_bytes(records: Iterable[Record]) -> bytes:
+def to_bytes(measurements: Iterable[Measurement]) -> bytes:
     """Content of a file of the spool."""
-    return json.dumps([[r.action, dict(r.head), dict(r.values)] for r in records], allow_nan=False).encode()
+    rows = [[m.action, dict(m.values), dict(m.identifiers), m.mjd_mid_tai] for m in measurements]
+    # Numbers of numpy are no numbers to json.
+    return json.dumps({"version": __version__, "measurements": rows}, default=methodcaller("item")).encode()
 
 
 def from_bytes(content: bytes) -> list[Record]:
-    """Records of a file of the spool; ValueError or TypeError where it is none."""
-    return [Record(action, head, values) for action, head, values in json.loads(content)]
+    """Records of a file of the spool.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is none.
+    """
+    match json.loads(content):
+        case {"version": str(version), "measurements": [*rows]}:
+            return [record_of(Measurement(*row), version) for row in rows]
+    raise ValueError("not the content of such a file")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from apflow.io.sasquatch.records import Record
 from apflow.io.sasquatch.rest import Proxy
@@ -12,8 +14,8 @@ from apflow.io.sasquatch.spool import REJECTED, Spool
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
-#: Files that are sent together at most; after a failure as many are sent again.
-_TOGETHER = 256
+#: Files that are sent together, but for a single one that is larger; after a failure all of them are sent again.
+_TOGETHER_BYTES = 8 * _MIB
 
 
 @dataclass
@@ -57,12 +59,19 @@ def send_waiting(spool: Spool, proxy: Proxy, spool_mib: float, counts: Counts) -
         if gone := spool.trim(spool_mib * _MIB):
             counts.dropped += gone
             _log.error("%d files of metrics were removed unsent: spool_mib is %g", gone, spool_mib)
-        files = spool.waiting()[:_TOGETHER]
+        files = _first(spool.waiting())
         if not files:
             return
         for group in _groups(record for file in files for record in spool.read(file)):
             _send(group, spool, proxy, counts)
         spool.remove(files)
+
+
+def _first(waiting: Mapping[Path, int]) -> list[Path]:
+    sizes = itertools.accumulate(waiting.values())
+    return [
+        file for n, (file, size) in enumerate(zip(waiting, sizes, strict=True)) if n == 0 or size <= _TOGETHER_BYTES
+    ]
 
 
 def _groups(records: Iterable[Record]) -> list[list[Record]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from apflow.errors import ServiceError
 from apflow.io.atomic import atomic
 from apflow.io.sasquatch.records import Record, from_bytes, to_bytes
+from apflow.model.metrics import Measurement
 
 _log = logging.getLogger(__name__)
 _counter = itertools.count()
@@ -38,7 +40,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, measurements: Sequence[Measurement]) -> None:
         """Add a file.
 
         Raises
@@ -48,22 +50,17 @@ class Spool:
         """
         number = next(_counter)
         name = f"{time.time_ns():020d}.{os.uname().nodename}.{os.getpid()}.{number}.json"
-        _write(self.folder / name, to_bytes(records))
+        _write(self.folder / name, to_bytes(measurements))
 
-    def waiting(self) -> list[Path]:
-        """Files, the oldest first.
+    def waiting(self) -> dict[Path, int]:
+        """Files and their sizes in bytes, the oldest first; another sender may remove them.
 
         Raises
         ------
         ServiceError
             The folder cannot be read.
         """
-        try:
-            return sorted(p for p in self.folder.iterdir() if p.suffix == ".json" and not p.name.startswith("."))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ServiceError(f"spool {self.folder} cannot be read: {error.strerror}") from error
+        return _files(self.folder)
 
     def read(self, path: Path) -> list[Record]:
         """Records of a file; one that is none is put among the rejected.
@@ -78,7 +75,7 @@ class Spool:
         except OSError as error:
             raise ServiceError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError) as error:
-            _log.error("%s is no file of records: %s; it is kept in %s", path, error, REJECTED)
+            _log.error("%s is no file of measurements: %s; it is kept in %s", path, error, REJECTED)
             _write(self.folder / REJECTED / path.name, path.read_bytes())
             return []
 
@@ -105,29 +102,26 @@ class Spool:
             They cannot be written.
         """
         first = records[0]
-        path = self.folder / REJECTED / f"{first.action}.{first.head['id']}.json"
-        kept = {"reason": reason, "records": json.loads(to_bytes(records))}
+        # The same name when they are refused again, and sorted by time.
+        path = self.folder / REJECTED / f"{first.head['timestamp']:020.6f}.{first.action}.{first.head['id']}.json"
+        kept = {"reason": reason, "records": [dataclasses.asdict(record) for record in records]}
         _write(path, json.dumps(kept, indent=1).encode())
 
     def trim(self, limit_bytes: float) -> int:
-        """Remove the oldest files until the others fit; returns the number of those that went.
+        """Remove the oldest files until those that wait fit, and those that were rejected too.
+
+        Returns
+        -------
+        gone : `int`
+            The number of files that waited.
 
         Raises
         ------
         ServiceError
             The folder cannot be read, or not written to.
         """
-        try:
-            sizes = {path: path.stat().st_size for path in self.waiting()}
-        except OSError as error:
-            raise ServiceError(f"spool {self.folder} cannot be read: {error.strerror}") from error
-        excess = sum(sizes.values()) - limit_bytes
-        gone = []
-        for path, size in sizes.items():
-            if excess <= 0:
-                break
-            gone.append(path)
-            excess -= size
+        self.remove(_excess(_files(self.folder / REJECTED), limit_bytes))
+        gone = _excess(self.waiting(), limit_bytes)
         self.remove(gone)
         return len(gone)
 
@@ -160,3 +154,29 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise ServiceError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    try:
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: _size(entry) for entry in entries if entry.name.endswith(".json")}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ServiceError(f"spool {folder} cannot be read: {error.strerror}") from error
+    return {folder / name: size for name in sorted(sizes) if (size := sizes[name]) is not None}
+
+
+def _excess(files: Mapping[Path, int], limit_bytes: float) -> list[Path]:
+    """The oldest, as few as have to go for the others to fit."""
+    excess = sum(files.values()) - limit_bytes
+    gone_before = itertools.accumulate(files.values(), initial=0)
+    return [path for path, gone in zip(files, gone_before, strict=False) if gone < excess]
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file; None where another process has just sent it."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return None

@@ -13,7 +13,19 @@ from rich.console import Console
 from rich.text import Text
 
 from apflow import __version__
-from apflow.commands import alerts, calibration, explain, ingest, listen, ppdb, services, simulate, submit
+from apflow.commands import (
+    alerts,
+    calib,
+    calibration,
+    explain,
+    ingest,
+    listen,
+    metrics,
+    ppdb,
+    services,
+    simulate,
+    submit,
+)
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -43,6 +55,8 @@ graph_app = typer.Typer(help="The graphs and their pictures.", no_args_is_help=T
 app.add_typer(graph_app, name="graph")
 app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(calib.app, name="calib")
+app.add_typer(metrics.app, name="metrics")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
 app.command()(calibration.calibration)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +48,7 @@ def hot_limit(found: Survey, exposure_time_s: float) -> float:
 
 def response_limit(found: Survey) -> float:
     """Part of the level by which a pixel of a flat is off when it is bad."""
-    return max(RESPONSE, _NOISE_SIGMA * found.sigma / found.mean) if found.mean > 0 else math.nan
+    return max(RESPONSE, _NOISE_SIGMA * found.sigma / found.mean)
 
 
 def outliers(

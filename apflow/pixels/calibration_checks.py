@@ -182,9 +182,9 @@ def _flat(corrected: Corrected, found: Survey, amp: Amplifier, masters: Masters,
     if not found.n:
         return {}
     values: Values = {"flat_level_electron": found.image_mean}
-    limit = response_limit(found)
-    if masters.flat is None:
+    if masters.flat is None or not found.mean > 0:
         return values
+    limit = response_limit(found)
     # What scatters about the blocks' means is noise, and they have its n-th part.
     n = max(2.0, float(np.mean(found.block_pixels)))
     noise2 = (found.sigma**2 - float(np.nanvar(found.blocks))) / (n - 1)
@@ -219,7 +219,7 @@ def _relate(
     drifts = {amp.name: surveys[amp.name].centre / light.at(amp, detector) for amp in detector.amplifiers}
     drift = _median(drifts.values())
     for name, values in amplifiers.items():
-        if "flat_level_electron" in values:
+        if "flat_level_electron" in values and level > 0:
             values["flat_level_ratio"] = values["flat_level_electron"] / level
             if masters.flat is not None:
                 values["gain_drift_ratio"] = drifts[name] / drift

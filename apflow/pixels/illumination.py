@@ -23,15 +23,15 @@ class Light:
     def of(cls, surveys: Mapping[str, Survey], detector: Detector) -> Light:
         """Fit of a plane to the blocks within each amplifier, so that the amplifiers' gains have no say in it."""
         means = np.array([survey.mean for survey in surveys.values()])
-        if not np.isfinite(means).any():
+        level = float(np.nanmedian(means)) if np.isfinite(means).any() else np.nan
+        if not level > 0:
             return cls(np.nan, np.nan, np.nan)
-        level = float(np.nanmedian(means))
         places, values = [], []
         for amp in detector.amplifiers:
             blocks = surveys[amp.name].blocks
             y, x = ((axis + 0.5) / n for axis, n in zip(np.indices(blocks.shape), blocks.shape, strict=True))
             good = np.isfinite(blocks)
-            if good.any():
+            if good.any() and surveys[amp.name].mean > 0:
                 place = np.stack([x[good] * amp.nx / detector.nx, y[good] * amp.ny / detector.ny], -1)
                 places.append(place - place.mean(0))
                 values.append(blocks[good] / blocks[good].mean() - 1)

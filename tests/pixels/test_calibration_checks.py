@@ -237,6 +237,24 @@ def test_saturated_flat():
     assert checks.detector["n_new_bad_pixels"] == 0
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_flat_without_light_has_a_level_and_no_ratios_that_it_cannot_have(seed):
+    raw = Ccd().expose(0.0, seed=seed)
+    checks = check(raw, CCD, Ccd().masters(), Intent.FLAT, Ccd().expose(0.0, seed=9))
+    assert np.abs(of(checks, "flat_level_electron")).max() < 1
+    assert np.isnan(of(checks, "ptc_gain_ratio")).all()
+    for name in ("n_new_bad_pixels", "n_gone_bad_pixels"):  # a pixel that sees nothing is like the others
+        assert np.isnan(of(checks, name)).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_ccd_without_noise_is_measured(noise):
+    ccd = Ccd(noises=np.full(16, noise))
+    for intent, light in ((Intent.BIAS, 0.0), (Intent.DARK, 0.0), (Intent.FLAT, LEVEL), (Intent.CBP, 0.0)):
+        checks = check(ccd.expose(light, TIME_S), CCD, ccd.masters(), intent, ccd.expose(light, TIME_S, seed=2))
+        assert of(checks, "read_noise_electron").max() < 0.5 and checks.detector["n_dead_amplifiers"] == 0
+
+
 @pytest.mark.parametrize("intent", Intent)
 def test_dead_amplifiers_and_nan(intent):
     raw = Ccd().expose(LEVEL if intent is Intent.FLAT else 0.0, time_s=TIME_S)

@@ -62,7 +62,7 @@ def afternoon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Sequence
     night = make_night(folder, DETECTORS)
     events = folder / "events.jsonl"
     events.touch()
-    doors = ("--file", str(events), "--follow", "--http", ":0", "--image-timeout", "6")
+    doors = ("--file", str(events), "--follow", "--http", ":0", "--image-timeout", "10")
     with Listening(night.root, *doors) as service:
         never = night.raw(Intent.BIAS, NEVER, 4)
         assert service.post("startIntegration", opened(never)) == 202

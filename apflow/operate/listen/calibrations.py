@@ -44,7 +44,7 @@ class Frame:
     heard_unix : `float`
         When anything was first heard of it.
     events, headers : `set`
-        What was said of it by startIntegration and by files.
+        What was said of it by startIntegration, as a calibration, and by files, as whatever it is.
     expected : `tuple` [`int`, ...] or `None`
         Detectors whose images are to come; None where nobody told.
     running, graph : `CalibrationExposure`, `str`
@@ -68,8 +68,7 @@ class Frame:
         """What most headers say it is, else startIntegration; empty where nobody does."""
         if self.headers:
             return _most(said.image_type for said in self.headers)
-        types = sorted(said.image_type for said in self.events)
-        return next(filter(is_calibration, types), types[0] if types else "")
+        return min((said.image_type for said in self.events), default="")
 
     def told(self) -> tuple[str, str, float]:
         """Group, filter and exposure time: by those headers that tell what it is; negative where no time is told."""
@@ -105,7 +104,7 @@ class Calibrations:
         return self.holds(exposure) and self._wish(self._frames[exposure])[1] == IGNORE
 
     def integrate(self, event: StartIntegration, now_unix: float) -> bool:
-        """Take the start of an integration; whether it is news."""
+        """Take the start of a calibration's integration; whether it is news."""
         name = event.more.get("filter", "")
         known = next((f for f in self._camera.filters if name in (f.physical_filter, f.band)), None)
         physical_filter = known.physical_filter if known else ""  # the header will tell

@@ -76,22 +76,23 @@ def check(raw: Raw, detector: Detector, masters: Masters, intent: Intent, partne
         if intent is Intent.BIAS:
             values |= _bias(found, amp) if masters.bias is not None else {}
         elif intent is Intent.DARK:
-            own = _of_amplifier(where, amp, detector)
-            values |= _dark(corrected, found, amp, masters, own, raw.info.exposure_time_s)
+            values |= _dark(
+                corrected, found, amp, masters, _of_amplifier(where, amp, detector), raw.info.exposure_time_s
+            )
         elif intent is Intent.FLAT:
             values |= _flat(corrected, found, amp, masters, _of_amplifier(where, amp, detector))
             values |= _transfer(pairs.get(amp.name, PhotonTransfer()), amp)
         else:
             values["background_electron"] = found.mean
-    picture, light = _picture(surveys, detector), Light.of(surveys, detector)
+    picture, own = _picture(surveys, detector), Values()
     if intent is Intent.FLAT:
+        light = Light.of(surveys, detector)
         _relate(amplifiers, surveys, detector, masters, light)
         picture = picture / np.float32(light.level) - np.float32(1)
-    whole = _whole(amplifiers, len(corrected.dead))
-    if intent is Intent.FLAT:
-        whole["illumination_slope_ratio"] = math.hypot(light.across, light.up)
+        own = {"illumination_slope_ratio": math.hypot(light.across, light.up)}
     elif intent is Intent.CBP:
-        whole |= _spots(corrected, surveys)
+        own = _spots(corrected, surveys)
+    whole = _whole(amplifiers, len(corrected.dead)) | own
     return Checks(
         {name: {m.name: v.get(m.name, math.nan) for m in AMPLIFIER} for name, v in amplifiers.items()},
         {metric.name: whole.get(metric.name, math.nan) for metric in DETECTOR},
@@ -109,7 +110,7 @@ def _surveys(
     return {
         amp.name: survey(
             corrected.image, corrected.mask, amp, reference, exposure_time_s,
-            (min(blocks[0], amp.ny), min(blocks[1], amp.nx)), divide=intent is Intent.FLAT,
+            (min(blocks[0], amp.ny), min(blocks[1], amp.nx)), divide=intent is Intent.FLAT, bright=intent is Intent.CBP,
         )
         for amp in detector.amplifiers
     }  # fmt: skip

@@ -59,7 +59,15 @@ class Survey:
 
 
 def survey(
-    image: F4, mask: I4, amp: Amplifier, reference: F4 | None, scale: float, blocks: tuple[int, int], *, divide: bool
+    image: F4,
+    mask: I4,
+    amp: Amplifier,
+    reference: F4 | None,
+    scale: float,
+    blocks: tuple[int, int],
+    *,
+    divide: bool,
+    bright: bool,
 ) -> Survey:
     """Measure the residual ``image - scale * reference``, or ``image / reference``, of one amplifier.
 
@@ -76,15 +84,21 @@ def survey(
         Rows and columns of blocks.
     divide : `bool`
         Whether to divide by the reference.
+    bright : `bool`
+        Whether what stands out is what the image was taken for: bad and
+        saturated pixels count, and blocks have them as they are.
     """
     used = reference if reference is not None else np.empty((0, 0), np.float32)
-    centre, scatter = _guess(image, mask, amp, reference, scale, divide)
+    excluded = int(Mask.NO_DATA) if bright else EXCLUDED
+    centre, scatter = _guess(image, mask, amp, reference, scale, divide, excluded)
+    limit = _CLIP_SIGMA * scatter
     sums = np.zeros((6,))
     rows, columns = np.zeros((2, amp.ny)), np.zeros((2, amp.nx), np.float32)
     grid = np.zeros((2, *blocks))
     _accumulate(
-        image, mask, (amp.x0, amp.y0, amp.nx, amp.ny), used, np.float32(scale), divide,
-        np.float32(0.0 if math.isnan(centre) else centre), np.float32(_CLIP_SIGMA * scatter), sums, rows, columns, grid,
+        image, mask, (amp.x0, amp.y0, amp.nx, amp.ny), used, np.float32(scale), divide, np.int32(excluded),
+        np.float32(0.0 if math.isnan(centre) else centre), np.float32(limit), np.float32(math.inf if bright else limit),
+        sums, rows, columns, grid,
     )  # fmt: skip
     n, total, squares, image_total, n_saturated = sums[:5]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,7 +119,7 @@ def sample_of[T: np.generic](plane: NDArray[T], amp: Amplifier) -> NDArray[T]:
 
 
 def _guess(
-    image: F4, mask: I4, amp: Amplifier, reference: F4 | None, scale: float, divide: bool
+    image: F4, mask: I4, amp: Amplifier, reference: F4 | None, scale: float, divide: bool, excluded: int
 ) -> tuple[float, float]:
     """Median and robust scatter of a sample of the residual; NaN and 0 where there is none."""
     values = sample_of(image, amp)
@@ -113,7 +127,7 @@ def _guess(
         with np.errstate(divide="ignore", invalid="ignore"):
             part = sample_of(reference, amp)
             values = values / part if divide else values - np.float32(scale) * part
-    values = values[(sample_of(mask, amp) & EXCLUDED == 0) & np.isfinite(values)]
+    values = values[(sample_of(mask, amp) & excluded == 0) & np.isfinite(values)]
     if values.size == 0:
         return math.nan, 0.0
     centre = float(np.median(values))
@@ -129,8 +143,10 @@ def _accumulate(
     reference: F4,
     scale: np.float32,
     divide: bool,
+    excluded: np.int32,
     centre: np.float32,
     limit: np.float32,
+    block_limit: np.float32,
     sums: F8,
     rows: F8,
     columns: F4,
@@ -142,7 +158,7 @@ def _accumulate(
     residual, weight = np.empty(nx, np.float32), np.empty(nx, np.float32)
     zero, one, huge = np.float32(0), np.float32(1), np.float32(1e30)
     column_sums, column_pixels = columns[0], columns[1]
-    none, excluded, full = np.int32(0), np.int32(EXCLUDED), np.int32(_SAT)
+    none, full = np.int32(0), np.int32(_SAT)
     for j in range(ny):
         y = y0 + j
         # Slices, since indices that might be negative keep the compiler from vectorizing.
@@ -171,8 +187,8 @@ def _accumulate(
             part, part_weight = residual[begin:end], weight[begin:end]
             total, n = zero, zero
             for i in range(end - begin):
-                r = part[i] if part[i] < limit else limit
-                total += r if r > -limit else -limit
+                r = part[i] if part[i] < block_limit else block_limit
+                total += r if r > -block_limit else -block_limit
                 n += part_weight[i]
             grid[0, b, k] += total
             grid[1, b, k] += n

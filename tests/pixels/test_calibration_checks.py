@@ -331,10 +331,13 @@ def test_spots_of_a_beam():
     for cy, cx, height in ((100, 130, 5000.0), (300, 400, 20_000.0), (420, 60, 150_000.0)):
         light += height * (np.hypot(y - cy, x - cx) <= radius)
     raw = Ccd().expose(light, charge=np.round(cosmic_rays(np.random.default_rng(1), SHAPE, 30)))
-    whole = check(raw, CCD, Ccd().masters(), Intent.CBP).detector
+    checks = check(raw, CCD, Ccd().masters(), Intent.CBP)
+    whole = checks.detector
     area = (np.hypot(y - 300, x - 400) <= radius).sum()
     full = (65535 - 1000 - 20 * 0) * AMPS[0].gain
     assert whole["n_spots"] == 3
+    # Blocks of 4 x 4 px: each spot is in the picture as bright as it is, saturated or not.
+    assert checks.picture[[25, 75, 105], [32, 100, 15]] == pytest.approx([5050.0, 20_050.0, full], rel=0.02)
     assert whole["median_background_electron"] == pytest.approx(50.0, abs=0.5)
     assert whole["spot_flux_electron"] == pytest.approx(area * full, rel=0.02)
     assert whole["spot_peak_electron"] == pytest.approx(full, rel=0.02)

@@ -113,7 +113,7 @@ class Inputs:
 class Invocation:
     """How visits are announced (DMTN-092 section 2), and what is made of it."""
 
-    rules: str = ""  # TOML file of rules by survey; empty: every science visit is processed
+    rules: str = ""  # TOML file of rules; empty: every science visit and calibration is processed
     pointing_tolerance_deg: float = 0.5  # an image further from what was announced makes the visit begin anew
     angle_tolerance_deg: float = 1.0  # the same for the sky angle
     max_age_s: float = 3600.0  # announcements older than this are dropped

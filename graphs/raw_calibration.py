@@ -20,6 +20,7 @@ from apflow.steps.calibration import (
     dispatch_checks,
     fetch_masters,
     keep_checks,
+    keep_exposure,
     open_calibration,
     register_checks,
 )
@@ -42,7 +43,8 @@ def exposure(exposure: CalibrationExposure, detectors: Sequence[int], config: Co
     for batch in gathers(results):
         registered.append(register_checks(plan, batch, config))
         dispatch_checks(batch, config)
-    return calibration_report(plan, detectors, registered, config)
+    kept = keep_exposure(plan, detectors, registered, config)
+    return calibration_report(exposure, detectors, registered, [kept])
 
 
 _detector = detector  # inside `exposure` and `detector` their parameters bear the same names

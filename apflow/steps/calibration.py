@@ -250,38 +250,53 @@ def _identifiers(exposure: CalibrationExposure) -> dict[str, str | int]:
     }
 
 
-@node(gather=True)
-def calibration_report(
+@node(gather=True, retries=2)
+def keep_exposure(
     plan: CalibrationPlan,
     detectors: Sequence[int],
     registered: Sequence[tuple[Outcome, ...] | Failure],
     config: Config,
-) -> tuple[Outcome, ...]:
-    """One terminal state for every detector; the metrics of the whole exposure are kept and sent.
-
-    A batch that could not be registered leaves its detectors without an
-    outcome: they end as failed with its cause.
-    """
-    exposure = plan.exposure
-    ended = {o.detector: o for batch in registered if not isinstance(batch, Failure) for o in batch}
-    broken = [batch for batch in registered if isinstance(batch, Failure)]
-    step, cause = (broken[0].step, broken[0].cause) if broken else ("register_checks", "no batch had this detector")
-    outcomes = tuple(
-        ended.get(d) or Outcome(exposure.instrument, exposure.exposure, d, State.FAILED, cause, step) for d in detectors
-    )
-    done = [o.metrics for o in outcomes if o.state is State.DONE]
-    if done:
-        _keep_exposure(plan, exposure_values(len(outcomes), done), done[0]["mjd_mid_tai"], config)
-    return outcomes
-
-
-def _keep_exposure(plan: CalibrationPlan, values: dict[str, float | None], mjd_mid_tai: float, config: Config) -> None:
+) -> int:
+    """Keep and send the metrics of the whole exposure; gives how many detectors they tell of."""
     from apflow.io.butler.calibrations import register_checks as register
 
-    exposure, kind = plan.exposure, "calibration_exposure_metrics"
-    path = checks_path(config.butler, kind, exposure)
+    batches = [batch for batch in registered if not isinstance(batch, Failure)]
+    done = [o.metrics for batch in batches for o in batch if o.state is State.DONE]
+    if not done:
+        return 0
+    exposure, kind, mjd_mid_tai = plan.exposure, "calibration_exposure_metrics", done[0]["mjd_mid_tai"]
+    path, values = checks_path(config.butler, kind, exposure), exposure_values(len(detectors), done)
     data_id: dict[str, str | int] = {"instrument": exposure.instrument, "exposure": exposure.exposure}
     write_bundle(path, {EXPOSURE_ACTION: EXPOSURE}, {EXPOSURE_ACTION: values}, data_id, mjd_mid_tai)
     outputs = [(OutputFile(kind, path), {"exposure": exposure.exposure})]
     register(Repository.open(config.butler, writeable=True), plan.run, outputs)
     send_later([Measurement(EXPOSURE_ACTION, values, _identifiers(exposure), mjd_mid_tai)], config)
+    return len(done)
+
+
+@node(gather=True)
+def calibration_report(
+    exposure: CalibrationExposure,
+    detectors: Sequence[int],
+    registered: Sequence[tuple[Outcome, ...] | Failure],
+    kept: Sequence[int | Failure],
+) -> tuple[Outcome, ...]:
+    """One terminal state for every detector.
+
+    A batch that could not be registered leaves its detectors without an
+    outcome: they end as failed with its cause. Metrics of the exposure that
+    could not be kept are told of in the causes of detectors that are done.
+    """
+    ended = {o.detector: o for batch in registered if not isinstance(batch, Failure) for o in batch}
+    broken = [batch for batch in registered if isinstance(batch, Failure)]
+    step, cause = (broken[0].step, broken[0].cause) if broken else ("register_checks", "no batch had this detector")
+    lost = [f"metrics of the exposure were not kept: {k.cause}" for k in kept if isinstance(k, Failure)]
+    outcomes = []
+    for detector in detectors:
+        outcome = ended.get(detector)
+        if outcome is None:
+            outcome = Outcome(exposure.instrument, exposure.exposure, detector, State.FAILED, cause, step)
+        elif outcome.state is State.DONE:
+            outcome = dataclasses.replace(outcome, cause="; ".join([c for c in (outcome.cause, *lost) if c]))
+        outcomes.append(outcome)
+    return tuple(outcomes)

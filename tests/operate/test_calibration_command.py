@@ -98,6 +98,21 @@ def test_what_is_accepted(night: Night) -> None:
     assert len(bias.detectors) == 9 and bias.exposures[0].physical_filter == ""
 
 
+def test_ranges_of_the_configuration_are_checked_and_used(tmp_path: Path) -> None:
+    night = make_night(tmp_path, (4,))
+    settings = night.root / "apflow.toml"
+    settings.write_text(settings.read_text().replace('ranges = ""', f'ranges = "{tmp_path}/ranges.toml"'))
+    given = ("bias", "4", 0.0, "", str(night.root))
+    with pytest.raises(BadRequest, match=r"ranges\.toml: No such file"):
+        check_request(*given, ["CC_O_20250420_000001"])
+    (tmp_path / "ranges.toml").write_text("[calibration_amplifier]\nread_noise_electron = {alert = [0, 1]}")
+    raw = night.raw(Intent.BIAS, 1, 4)
+    night.land(raw)
+    request = check_request(*given, [image_name(raw.info.exposure, "CC_O")], timeout_s=0.5)
+    ((_, (outcome,)),) = run_calibration(request)
+    assert outcome.metrics["n_alert"] == 16 and "read_noise_electron" in outcome.cause
+
+
 def test_outputs_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadRequest, match=r"--report .*file is not accepted"):

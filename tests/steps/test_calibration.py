@@ -237,13 +237,14 @@ def test_the_metrics_arrive_in_influxdb(night: Night, sasquatch: SasquatchProxy,
 
 def test_a_batch_that_cannot_be_registered_fails_its_detectors(night: Night) -> None:
     exposure = night.exposure(night.raw(Intent.BIAS, 90, CCD))
-    plan = find_plan(Repository.open(night.root), exposure, [CCD, 5])
-    good = Outcome("LSSTComCam", exposure.exposure, 5, State.IMAGE_TIMEOUT, "late")
-    failure = Failure(State.FAILED, "register_checks", "ServiceError: locked")
-    outcomes = calibration_report(plan, [CCD, 5], [failure, (good,)], night.config)
+    late = Outcome("LSSTComCam", exposure.exposure, 5, State.IMAGE_TIMEOUT, "late")
+    done = Outcome("LSSTComCam", exposure.exposure, 6, State.DONE)
+    lost, unkept = (Failure(State.FAILED, step, f"{step} locked") for step in ("register_checks", "keep_exposure"))
+    outcomes = calibration_report(exposure, [CCD, 5, 6], [lost, (late, done)], [unkept])
     assert [(o.detector, o.state, o.cause) for o in outcomes] == [
-        (CCD, State.FAILED, "ServiceError: locked"),
+        (CCD, State.FAILED, "register_checks locked"),
         (5, State.IMAGE_TIMEOUT, "late"),
+        (6, State.DONE, "metrics of the exposure were not kept: keep_exposure locked"),
     ]
 
 

@@ -14,6 +14,7 @@ from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.camera import Camera, load_camera
 from apflow.operate.local_run import CORES, MAX_WORKERS
 from apflow.operate.repository import repository_config
+from apflow.steps.calibration import ranges_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def check_request(
         accepted = "0" if wanted is Intent.BIAS else "more than 0"
         raise BadRequest(f"exposure time {exposure_time_s:g} s of a {wanted} is not accepted: {accepted}")
     config = repository_config(butler, timeout_s=timeout_s + exposure_time_s)
+    ranges_of(config)  # refused now, not by each detector
     camera = load_camera(config.camera, config.size)
     chosen = camera.select(detectors)
     numbers = _exposures(images, camera, chosen, wanted)

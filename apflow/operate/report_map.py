@@ -14,7 +14,7 @@ from apflow.model.camera import Camera
 from apflow.model.visit import Visit
 
 _FIRST = ("psf_fwhm_arcsec", "zero_point_mag", "n_sources", "n_alerts", "latency_s")
-_NO_METRIC = ("visit", "detector", "arrived_unix", "stored_unix", "published_unix")
+_NO_METRIC = ("visit", "detector", "arrived_unix", "stored_unix", "published_unix", "mjd_mid_tai")
 _UNITS = ("arcsec", "mag", "s", "px", "electron", "nJy", "deg", "mib")
 _CAPITALS = {"psf": "PSF", "fwhm": "FWHM", "wcs": "WCS", "snr": "S/N", "mad": "MAD", "n": "number of", "mib": "MiB"}
 _MAX_RAFT = 12  # detectors; DECam's halves are no rafts

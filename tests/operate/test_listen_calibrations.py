@@ -116,6 +116,18 @@ def test_every_image_that_came_is_checked_once_and_registered(afternoon: tuple[N
             assert whole["n_detectors_done"] == 2 and whole["verdict"] == 0
 
 
+def test_each_that_ended_has_a_report_with_pictures(afternoon: tuple[Night, Sequence[str]]) -> None:
+    night, _ = afternoon
+    reports = night.root / "calibration-reports"
+    numbers = {BIAS, DARK, *FLATS, AFTER_CRASH, WRONG, NEVER}
+    assert {int(page.stem.rsplit("_", 1)[1]) for page in reports.glob("*.html")} == numbers
+    for page in reports.glob("*.html"):
+        summary = json.loads(page.with_suffix(".json").read_text())
+        never = summary["exposure"] % 100_000 == NEVER
+        assert summary["states"] == ({"image_timeout": 2} if never else {"done": 2})
+        assert ('class="mosaic" src="data:image/png' in page.read_text()) is not never
+
+
 def test_none_of_them_is_a_visit(afternoon: tuple[Night, Sequence[str]]) -> None:
     night, told = afternoon
     with Butler.from_config(str(night.root)) as butler:

@@ -10,6 +10,7 @@ import pytest
 from lsst.daf.butler import Butler
 
 from apflow.config import Sasquatch
+from apflow.errors import BadRequest
 from apflow.graphs import raw_calibration
 from apflow.io.butler import Repository
 from apflow.io.butler.calibrations import find_plan
@@ -21,7 +22,7 @@ from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.calibration_bundle import EXPOSURE, EXPOSURE_ACTION, catalogue
 from apflow.model.calibration_metrics import AMPLIFIER_ACTION, DETECTOR_ACTION
 from apflow.model.ledger import Failure, Outcome, State
-from apflow.operate.picture import raw_calibration_markdown
+from apflow.operate.picture import graph_markdown, raw_calibration_markdown
 from apflow.operate.services import InfluxServer
 from apflow.operate.services.sasquatch import SasquatchProxy
 from apflow.run import EagerRunner
@@ -253,3 +254,6 @@ def test_the_picture_of_the_graph_is_fresh() -> None:
     assert picture.read_text() == raw_calibration_markdown() + "\n", (
         "run: apflow graph show raw_calibration > graphs/raw_calibration.md"
     )
+    assert graph_markdown("raw_calibration") == raw_calibration_markdown()
+    with pytest.raises(BadRequest, match="graph 'calibration' is unknown; accepted: alert_production, raw_calibration"):
+        graph_markdown("calibration")

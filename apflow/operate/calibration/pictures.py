@@ -95,5 +95,5 @@ def rows_of(values: Sequence[Sequence[float | None]]) -> NDArray[np.float64]:
 
 def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -17,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from apflow.config import Config
+from apflow.errors import ApflowError
 from apflow.io.atomic import atomic
 from apflow.io.butler.paths import checks_path
 from apflow.io.fits import read_image
 from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.calibration_metrics import AMPLIFIER, DETECTOR
-from apflow.model.camera import Camera
+from apflow.model.camera import Camera, load_camera
+from apflow.model.ledger import Outcome
 from apflow.model.metrics import Metric
 from apflow.operate.calibration.pictures import mosaic, ramp_css, rows_of, strip
-from apflow.operate.calibration.summary import remarks
+from apflow.operate.calibration.summary import remarks, summarise
 from apflow.operate.report_map import focal_plane_svg
 from apflow.operate.report_parts import number, table
 
+_log = logging.getLogger(__name__)
 _METRICS = {metric.name: metric for metric in (*DETECTOR, *AMPLIFIER)}
 _VERDICTS = ("Acceptable", "Warning", "Alert")
 #: Rows of the table; the others are in the JSON.
@@ -66,6 +70,19 @@ def write_report(
     with atomic(page) as file:
         file.write(_page(exposure, summary, camera, config).encode())
     return page
+
+
+def keep_report(exposure: CalibrationExposure, outcomes: Sequence[Outcome], config: Config) -> None:
+    """Write the report of an exposure into folder ``calibration-reports`` of the repository.
+
+    A report that cannot be written is logged: everything it tells is in the repository.
+    """
+    camera = load_camera(config.camera, config.size)
+    try:
+        summary = summarise(exposure, outcomes, camera, config)
+        write_report(Path(config.butler) / "calibration-reports", exposure, summary, camera, config)
+    except (ApflowError, OSError) as error:
+        _log.warning("there is no report of %s: %s", exposure.image, error)
 
 
 def _page(exposure: CalibrationExposure, summary: Mapping[str, Any], camera: Camera, config: Config) -> str:

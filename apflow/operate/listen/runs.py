@@ -25,6 +25,7 @@ from apflow.model.calibration import CalibrationExposure
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import Preparation
 from apflow.model.visit import Visit
+from apflow.operate.calibration.report import keep_report
 from apflow.operate.listen.actions import Prepare, Restart, Start, Target
 from apflow.operate.listen.journal import Journal
 from apflow.operate.listen.rules import RAW_CALIBRATION
@@ -200,14 +201,18 @@ class Runs:
         handle = self._runner.start(graph, visit, list(detectors), config)
         number = visit.visit
         self._live[number] = _Run(visit, name, tuple(detectors), handle, group, time.monotonic())
-        threading.Thread(target=self._watch, args=(number, handle), name=f"end of {number}", daemon=True).start()
+        threading.Thread(target=self._watch, args=(visit, handle), name=f"end of {number}", daemon=True).start()
 
-    def _watch(self, number: int, handle: VisitHandle) -> None:
+    def _watch(self, visit: Target, handle: VisitHandle) -> None:
         try:
-            handle.result()
+            outcomes = handle.result()
         except Exception as error:  # told again, by whoever asks the handle
-            _log.debug("visit %d: %s", number, error)
-        self._post(number, handle)
+            _log.debug("visit %d: %s", visit.visit, error)
+        else:
+            if isinstance(visit, CalibrationExposure):
+                keep_report(visit, outcomes, self._config)
+        finally:
+            self._post(visit.visit, handle)
 
     def _left(self, visit: Target, detectors: Sequence[int], again: bool) -> list[int]:
         """Detectors that did not come to an end; `again`: those that are not done.

@@ -12,7 +12,6 @@ from apflow.errors import BadRequest
 from apflow.model import ids
 from apflow.model.calibration import CalibrationExposure, Intent
 from apflow.model.camera import Camera, load_camera
-from apflow.operate.local_run import CORES, MAX_WORKERS
 from apflow.operate.repository import repository_config
 from apflow.steps.calibration import ranges_of
 
@@ -31,7 +30,7 @@ class Request:
     config : `Config`
         Its timeout counts from now, exposure included: this begins at startIntegration.
     workers : `int`
-        Worker processes, where there is more than one detector.
+        Worker processes; a single detector is checked in this one.
     """
 
     camera: Camera
@@ -64,8 +63,6 @@ def check_request(
     wanted = Intent.of(intent)
     if not (math.isfinite(timeout_s) and timeout_s >= 0):
         raise BadRequest(f"timeout {timeout_s} s is not accepted: 0 or more")
-    if not 0 <= workers <= MAX_WORKERS:
-        raise BadRequest(f"workers {workers} are not accepted: 0 (one a core) to {MAX_WORKERS}")
     if (exposure_time_s > 0) is (wanted is Intent.BIAS):
         accepted = "0" if wanted is Intent.BIAS else "more than 0"
         raise BadRequest(f"exposure time {exposure_time_s:g} s of a {wanted} is not accepted: {accepted}")
@@ -88,7 +85,16 @@ def check_request(
         dataclasses.replace(first, exposure=n, image=ids.image_name(n, camera.image_prefix), partner=first.image)
         for n in numbers[1:]
     )
-    return Request(camera, chosen, (first, *later), config, workers or CORES)
+    return Request(camera, chosen, (first, *later), config, _workers(workers) if len(chosen) > 1 else 1)
+
+
+def _workers(workers: int) -> int:
+    # Dask takes longer to import than one detector to check.
+    from apflow.operate.local_run import CORES, MAX_WORKERS
+
+    if not 0 <= workers <= MAX_WORKERS:
+        raise BadRequest(f"workers {workers} are not accepted: 0 (one a core) to {MAX_WORKERS}")
+    return workers or CORES
 
 
 def _exposures(images: Sequence[str], camera: Camera, detectors: Sequence[int], intent: Intent) -> list[int]:

@@ -29,7 +29,6 @@ def run_calibration(request: Request) -> Iterator[tuple[CalibrationExposure, tup
         for exposure in request.exposures:
             yield exposure, EagerRunner().run(raw_calibration.exposure, exposure, request.detectors, request.config)
         return
-    # Dask takes longer to import than one detector to check.
     from apflow.operate.local_run import runner_of, workers_here
 
     workers = min(request.workers, len(request.detectors))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,7 +169,7 @@ def certify_folder(
     return Result(tuple(built), physical_filter, valid, run)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _folder(request: Request, repository: Repository) -> Iterator[Path]:
     """Where files are until all of them are made."""
     parent = request.out or repository.root
@@ -246,23 +245,21 @@ def _with_masters(
 
 
 def _run(jobs: Sequence[Job], workers: int, progress: Callable[[Built], None] | None) -> list[Built]:
-    built = []
-    with simulation_pool(min(workers or CORES, len(jobs))) as pool:
-        for done in as_completed([pool.submit(calib_jobs.build, job) for job in jobs]):
-            built.append(done.result())
+    """Make the masters, in processes where there is work for more than one."""
+    processes, built = min(workers or CORES, len(jobs)), []
+    with simulation_pool(processes) if processes > 1 else contextlib.nullcontext() as pool:
+        for one in pool.map(calib_jobs.build, jobs) if pool else map(calib_jobs.build, jobs):
+            built.append(one)
             if progress:
-                progress(built[-1])
+                progress(one)
         if jobs[0].kind == "flat":
-            _relate(built, pool)
-    return sorted(built, key=lambda one: one.detector)
+            files, factors = [one.path for one in built], _sensitivities(built)
+            list(pool.map(calib_jobs.rescale, files, factors) if pool else map(calib_jobs.rescale, files, factors))
+    return built
 
 
-def _relate(flats: Sequence[Built], pool: ProcessPoolExecutor) -> None:
-    """Scale the flats of detectors, each about 1, to what they are of the same light: their median is 1."""
+def _sensitivities(flats: Sequence[Built]) -> list[float]:
+    """What flats of detectors, each about 1, are of the same light; their median is 1."""
     exposures = sorted({exposure for one in flats for exposure in one.levels})
     levels = np.array([[one.levels.get(exposure, math.nan) for one in flats] for exposure in exposures])
-    _, sensitivity = separate(levels)
-    for scaled in [
-        pool.submit(calib_jobs.rescale, one.path, float(s)) for one, s in zip(flats, sensitivity, strict=True)
-    ]:
-        scaled.result()
+    return [float(s) for s in separate(levels)[1]]

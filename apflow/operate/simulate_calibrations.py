@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def _unknown(text: str) -> BadRequest:
 def simulate(
     butler: str, request: Request, workers: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Make the images detector by detector in processes of their own, and register them as they are done.
+    """Make the images detector by detector, in processes where there are several, and register them as they are done.
 
     Parameters
     ----------
@@ -208,21 +209,22 @@ def simulate(
         Called with the number of detectors done and that of all.
     """
     detectors = request.scenario.detectors
+    processes = min(workers or CORES, len(detectors))
     with (
         Repository(butler, writeable=True) as repository,
         tempfile.TemporaryDirectory(dir=repository.root, prefix=".simulated-") as folder,
-        simulation_pool(min(workers or CORES, len(detectors))) as pool,
+        simulation_pool(processes) if processes > 1 else contextlib.nullcontext() as pool,
     ):
-        jobs = [pool.submit(_render, request, detector, Path(folder)) for detector in detectors]
-        for done, job in enumerate(as_completed(jobs), 1):
-            for one in repository.ingest_raws(job.result(), transfer="move"):
+        render = functools.partial(_render, request, Path(folder))
+        for done, files in enumerate(pool.map(render, detectors) if pool else map(render, detectors), 1):
+            for one in repository.ingest_raws(files, transfer="move"):
                 if one.error:
                     raise ApflowError(f"a simulated raw was rejected: {one.error}")
             if progress:
                 progress(done, len(detectors))
 
 
-def _render(request: Request, detector: int, folder: Path) -> list[Path]:
+def _render(request: Request, folder: Path, detector: int) -> list[Path]:
     """Make and write all images of one detector."""
     name, files = request.scenario.load_camera().detector(detector).name, []
     for sequence, image in zip(request.sequences, request.images, strict=True):

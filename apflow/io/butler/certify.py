@@ -76,16 +76,25 @@ def check_free(
     BadRequest
         One is; the message names it and its range.
     """
-    there = [c for c in _those(repository, kind, detectors, physical_filter) if c.span.overlaps(valid)]
-    if there:
-        first = there[0]
-        what = f"{kind} {first.physical_filter}".strip()
-        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        name = repository.camera.detector(first.detector).name
-        raise BadRequest(
-            f"{what} of {name}{more} is valid {spoken(first.span)} ({first.run}), which overlaps {spoken(valid)}; "
-            "accepted: another range, or --replace to shorten what is there"
-        )
+    if there := _overlapping(repository, kind, detectors, physical_filter, valid):
+        raise _taken(repository, there, valid)
+
+
+def _overlapping(
+    repository: Repository, kind: str, detectors: Iterable[int], physical_filter: str, valid: Timespan
+) -> list[Certified]:
+    return [c for c in _those(repository, kind, detectors, physical_filter) if c.span.overlaps(valid)]
+
+
+def _taken(repository: Repository, there: Sequence[Certified], valid: Timespan) -> BadRequest:
+    first = there[0]
+    what = f"{first.kind} {first.physical_filter}".strip()
+    more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+    name = repository.camera.detector(first.detector).name
+    return BadRequest(
+        f"{what} of {name}{more} is valid {spoken(first.span)} ({first.run}), which overlaps {spoken(valid)}; "
+        "accepted: another range, or --replace to shorten what is there"
+    )
 
 
 def _those(repository: Repository, kind: str, detectors: Iterable[int], physical_filter: str) -> list[Certified]:
@@ -147,15 +156,16 @@ def certify(
     camera = repository.camera
     extra = {"physical_filter": camera.filter(physical_filter).physical_filter} if physical_filter else {}
     ids = {camera.detector(d).id: path for d, path in files.items()}
-    if not replace:
-        check_free(repository, kind, ids, extra.get("physical_filter", ""), valid)
+    there = _overlapping(repository, kind, ids, extra.get("physical_filter", ""), valid)
+    if there and not replace:
+        raise _taken(repository, there, valid)
     data_ids = {d: {"instrument": camera.instrument, "detector": d} | extra for d in ids}
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%fZ")
     run = f"{paths.calib_collection(camera.instrument)}/{kind}/{stamp}"
     folder = repository.root / run
     try:
         placed = [(_place(path, folder, move), kind, data_ids[d]) for d, path in ids.items()]
-        _register(repository.butler, run, placed, valid, replace=replace)
+        _register(repository.butler, run, placed, valid, shorten=bool(there))
     except ConflictingDefinitionError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise BadRequest(f"another {kind} was certified meanwhile; look at: apflow calib ls ({error})") from error
@@ -171,7 +181,7 @@ def _register(
     files: Sequence[tuple[Path, str, Mapping[str, Any]]],
     valid: Timespan,
     *,
-    replace: bool,
+    shorten: bool,
 ) -> None:
     kind, collection = files[0][1], run.rsplit("/", 2)[0]
     butler.collections.register(run)
@@ -179,7 +189,7 @@ def _register(
         pairs = references(butler, run, files)
         datasets = [FileDataset(path=str(path), refs=[ref]) for path, ref in pairs]
         butler.ingest(*datasets, transfer=None, record_validation_info=False)
-        if replace:
+        if shorten:
             butler.registry.decertify(collection, kind, valid, dataIds=[ref.dataId for _, ref in pairs])
         butler.registry.certify(collection, [ref for _, ref in pairs], valid)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 import subprocess
 import time
@@ -11,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from astropy.time import Time
 from lsst.daf.butler import Butler, Timespan
 
 from apflow.io.alerts.archive import nights, read_night
@@ -20,11 +23,14 @@ from apflow.io.metrics import values_of
 from apflow.io.ppdb import open_ppdb
 from apflow.model.visit import Visit
 from apflow.operate.prepare import simulation_pool
+from apflow.operate.services import InfluxServer
+from apflow.operate.services.sasquatch import SasquatchProxy
 from apflow.simulate.player import Trouble
 from apflow.simulate.reference import reference_catalog
 from apflow.simulate.scenario import Scenario, visits
 from apflow.steps.visits import detector_region
 from tests.field import Field, land, make_field
+from tests.io.measured import points
 from tests.operate.command import apflow
 
 #: What goes wrong with the raw of a detector; 1 is not in trouble.
@@ -40,7 +46,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory, pool: ProcessPoolExecutor) -> Field:
     """A repository whose raws landed and were registered, and of which nothing was processed."""
-    scenario = Scenario(camera="comcam", seed=5, nvisits=2, detectors=(0, 1, 2, 5), size=256)
+    scenario = Scenario(camera="comcam", seed=5, nvisits=3, detectors=(0, 1, 2, 5), size=256)
     troubles = tuple(Trouble(detector=d, kind=kind) for d, kind in TROUBLED.items())
     made = make_field(tmp_path_factory.mktemp("by hand") / "butler", scenario, pool, troubles)
     with Ingestor(made.config.butler, made.player.landing, settle_s=0.05):
@@ -123,6 +129,70 @@ def test_what_the_header_tells_otherwise_is_said_and_used(field: Field):
     assert "warning: the header's exposure time is 29.9978 s, announced were 15 s" in ended.stderr
     stored = field.table("DiaSource")
     assert set(stored.loc[stored["visit"] == visit.visit, "band"]) == {"r"}
+
+
+def test_metrics_wait_for_a_service_that_is_away_and_alerts_do_not(
+    field: Field, tmp_path: Path, sasquatch: SasquatchProxy, influxdb: InfluxServer
+):
+    """D11, with the whole of it: what the Butler has is in InfluxDB in the end, once."""
+    root, visit = tmp_path / "butler", field.visits[2]
+    shutil.copytree(field.root, root)
+    (tmp_path / "token").write_text(f"{sasquatch.token}\n")
+    settings = root / "apflow.toml"
+    text = settings.read_text().replace('url = ""', f'url = "{sasquatch.url}"')
+    settings.write_text(text.replace('token_file = ""', f'token_file = "{tmp_path / "token"}"'))
+    sasquatch.stop()
+    ended = command(dataclasses.replace(field, root=root), 1, visit)
+    assert ended.returncode == 0, ended.stderr
+    with open_ppdb(f"duckdb://{root / 'ppdb.duckdb'}") as ppdb:
+        sources, alerts = (ppdb.table(name, {"visit": [visit.visit]}) for name in ("DiaSource", "outbox"))
+    assert len(alerts) == len(sources) > 0 and alerts["published_unix"].notna().all()
+    away = apflow("metrics", "send", "--butler", str(root))
+    assert away.returncode == 69 and sasquatch.url in away.stderr
+
+    sasquatch.start()
+    sent = apflow("metrics", "send", "--butler", str(root))
+    assert sent.returncode == 0 and sent.stdout.startswith("11 records with "), sent
+    with Butler.from_config(str(root), collections=["LSSTComCam/prompt"], instrument="LSSTComCam") as butler:
+        kept = {"ap_visit_metrics": values_of(butler.get("ap_visit_metrics", visit=visit.visit))}
+        for kind in ("ap_metrics", "ap_delivery_metrics"):
+            kept[kind] = values_of(butler.get(kind, visit=visit.visit, detector=1))
+    for kind, actions in kept.items():
+        for action, values in actions.items():
+            (point,) = points(influxdb, sasquatch, action)
+            assert {name: point.get(name) for name in values} == values
+            identifiers = {
+                **{"instrument": "LSSTComCam", "visit": str(visit.visit), "exposure": str(visit.visit)},
+                **{"physical_filter": "r_03", "band": "r", "group": visit.group, "day_obs": "20250420"},
+                **({} if kind == "ap_visit_metrics" else {"detector": "1"}),
+            }
+            assert {name: point[name] for name in identifiers} == identifiers
+            assert point.get("detector") == identifiers.get("detector")
+    (point,) = points(influxdb, sasquatch, "calibrate")
+    middle = Time(kept["ap_metrics"]["isr"]["mjd_mid_tai"], format="mjd", scale="tai")
+    assert point["time"] / 1e9 == pytest.approx(middle.unix, abs=1e-3)
+    nothing = apflow("metrics", "send", "--butler", str(root))
+    assert nothing.stdout.startswith("0 records")
+    text = apflow("metrics", "show", visit.images[0], "--detector", "R22_S01", "--butler", str(root)).stdout
+    assert re.search(rf"calibrate +psf_fwhm_arcsec +{kept['ap_metrics']['calibrate']['psf_fwhm_arcsec']:.5g} ", text)
+    assert re.search(r"template_coverage .* Acceptable", text)
+    whole = apflow("metrics", "show", str(visit.visit), "--butler", str(root), "--json").stdout.splitlines()
+    shown = {row["metric"]: row["value"] for row in map(json.loads, whole)}
+    assert shown == kept["ap_visit_metrics"]["visit"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("2025042000009",), "no metrics of 2025042000009 in"),
+        (("CC_20250420",), "image name 'CC_20250420' is not of the form"),
+        (("2025042000001", "--detector", "R99"), "has no detector 'R99'; accepted:"),
+        (("2025042000001", "--action", "ap"), "action 'ap' is unknown; accepted: inputs, isr, calibrate"),
+    ],
+)
+def test_metrics_that_are_not_there_are_refused_by_name(field: Field, words: tuple[str, ...], told: str):
+    ended = apflow("metrics", "show", *words, "--butler", str(field.root))
+    assert ended.returncode == 2 and told in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_no_template_there(field: Field, tmp_path: Path):

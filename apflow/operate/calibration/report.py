@@ -40,7 +40,7 @@ _MOST_ROWS = 200
 _LEFT = {
     Intent.BIAS: "Bias less master bias, ADU",
     Intent.DARK: "Dark less master dark",
-    Intent.FLAT: "Flat over master flat",
+    Intent.FLAT: "Flat over master flat, less 1",
     Intent.CBP: "Collimated beam, corrected",
 }
 

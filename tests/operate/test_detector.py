@@ -19,7 +19,7 @@ from lsst.daf.butler import Butler, Timespan
 from apflow.io.alerts.archive import nights, read_night
 from apflow.io.arrivals import Ingestor
 from apflow.io.butler import Repository
-from apflow.io.metrics import values_of
+from apflow.io.metrics import read_bundle, values_of
 from apflow.io.ppdb import open_ppdb
 from apflow.model.visit import Visit
 from apflow.operate.prepare import simulation_pool
@@ -93,10 +93,17 @@ def test_a_detector_visit_of_a_replay_is_left_as_it_is(replayed: Path, tmp_path:
     root = tmp_path / "butler"
     shutil.copytree(replayed / "butler", root)
     before, visit = counts(root), visits(Scenario(camera="comcam", nvisits=1))[0]
+    # As if the replay had been killed when the alerts were out, and before their metrics were kept.
+    (lost,) = root.rglob(f"ap_delivery_metrics_*_{visit.visit}_004.json")
+    told = read_bundle(lost)["delivery"]
+    lost.unlink()
     words = ("--ra", "150.1", "--dec", "-32", "--exptime", "30", "--image", visit.images[0])
     again = apflow("detector", "R22_S11", *words, "--butler", str(root))
     assert again.returncode == 0 and "done" in again.stdout
     assert counts(root) == before
+    found = read_bundle(lost)["delivery"]
+    for name in ("is_done", "alert_latency_s", "n_alerts", "n_dia_sources"):
+        assert found[name] == pytest.approx(told[name], abs=0.5), name  # the ledger has the time of each alert
 
 
 def test_an_image_that_does_not_come(field: Field):

@@ -21,13 +21,15 @@ from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.postgres import copy, ddl
 from apflow.io.ppdb.tables import to_arrow
 from apflow.model import schema
-from apflow.model.calibration import CalibrationExposure, Intent
+from apflow.model.calibration import CalibrationExposure, Intent, Masters
 from apflow.model.ids import image_name
 from apflow.model.ledger import State
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
+from apflow.pixels.masters import combine
 from apflow.run import EagerRunner
 from apflow.simulate.calibration import render_calibration
+from apflow.simulate.calibs import render_calibs
 from apflow.simulate.player import Player
 from apflow.simulate.scenario import Scenario, visits
 
@@ -77,6 +79,9 @@ def _calibrations(root: Path, scenario: Scenario, config: Config) -> None:
         (outcome,) = EagerRunner().run(raw_calibration.exposure, exposure, [4], config)
         if outcome.state is not State.DONE:
             raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
+        if intent is not Intent.CBP:
+            planes = render_calibs(scenario, 4)
+            combine([raw] * 3, scenario.load_camera().detector(4), Masters(planes.bias, planes.dark), intent)
 
 
 def _wire() -> None:

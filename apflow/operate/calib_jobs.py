@@ -123,6 +123,7 @@ def _build_master(job: Job, detector: Detector, path: Path) -> Built:
     raws = [read_raw(frame.path) for frame in good]
     master = combine(raws, detector, Masters(**planes), Intent(job.kind))
     info, noise = raws[0].info, _noise(master, detector)
+    del raws  # nearly all of the memory, and the file is yet to be written
     header = _header(job, detector) | {"BUNIT": _UNITS[job.kind], "EXPTIME": info.exposure_time_s}
     header |= {"DAYOBS": good[-1].exposure // 100_000, "NFRAMES": len(good)}
     header |= {"FILTER": info.physical_filter, "BAND": info.band} if job.kind == "flat" else {}

@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint services
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 bench: setup services
 	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b --json || exit 1; done

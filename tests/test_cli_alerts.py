@@ -67,8 +67,10 @@ def listed(run: Run, butler: Path, *more: object) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def an_id(run: Run, butler: Path, state: str = "sent") -> int:
-    return next(int(str(a["alert_id"])) for a in listed(run, butler) if a["state"] == state)
+def an_id(run: Run, butler: Path, *states: str) -> int:
+    """An alert in one of these states; by default one that is out, on a slow machine late."""
+    wanted = states or ("sent", "late")
+    return next(int(str(a["alert_id"])) for a in listed(run, butler) if a["state"] in wanted)
 
 
 def test_ls_tells_what_became_of_each_alert(night: Path, run: Run):

@@ -81,32 +81,33 @@ def test_only_this_machine_is_listened_to(slurm: SlurmCluster):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests here ran as an ordinary user")
-def test_an_ordinary_user_has_one_too(tmp_path: Path):
+def test_an_ordinary_user_has_one_too(tmp_path_factory: pytest.TempPathFactory):
     """What a cluster of root's left, handed over to nobody, who starts it by hand."""
-    for folder in (tmp_path, *tmp_path.parents):
+    place = tmp_path_factory.mktemp("nobody")  # short: jobs have sockets in it, whose paths have 107 characters
+    for folder in (place, *place.parents):
         if folder == Path(tempfile.gettempdir()):
             break
         folder.chmod(0o711)
-    folder = tmp_path / "cluster"
+    folder = place / "cluster"
     with SlurmCluster(folder) as cluster:
         environment = cluster.environment
     text = cluster.configuration.read_text()
     cluster.configuration.write_text(text.replace("User=root", "User=nobody"))
     subprocess.run(["chown", "-R", "nobody:", str(folder)], check=True)
-    script = tmp_path / "private.sh"
+    script = place / "private.sh"
     script.write_text((resources.files("apflow.cluster") / "slurm" / "private.sh").read_text())
 
     nobody = as_user("nobody") | {"env": environment, "cwd": "/"}
 
     def run(*words: str) -> str:
-        return subprocess.run(words, **nobody, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(words, **nobody, capture_output=True, text=True, timeout=60).stdout.strip()
 
-    with (tmp_path / "log").open("w") as log:
+    with (place / "log").open("w") as log:
         daemons = subprocess.Popen(["bash", str(script), str(folder), "node00"], **nobody, stdout=log, stderr=log)
     try:
         until = time.monotonic() + 20
         while run("sinfo", "--noheader", "--format=%T") != "idle":
-            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            assert time.monotonic() < until, (place / "log").read_text()
             time.sleep(0.1)
         run("sbatch", "--mem=10M", f"--output={folder}/out", "--wait", "--wrap", "id --user --name")
         assert (folder / "out").read_text() == "nobody\n"

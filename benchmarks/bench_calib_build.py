@@ -8,6 +8,7 @@ of its own: rendering is not what is measured. The peer combines frames that are
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import resource
@@ -95,10 +96,9 @@ def main() -> None:
             masters = {kind: str(root / f"{kind}.fits") for kind in before}
             some = make_frames(scenario, intent, frames, root)
             job = Job(str(intent), "lsstcam", size, DETECTOR, root / "made", some, masters)
-            build(
-                Job(str(intent), "lsstcam", size, DETECTOR, root / "first", some[:3], masters)
-            )  # loads what is compiled
-            built, spent = core_s(lambda job=job: build(job))
+            # Loads what is compiled.
+            build(Job(str(intent), "lsstcam", size, DETECTOR, root / "first", some[:3], masters))
+            built, spent = core_s(functools.partial(build, job))
             with fits.open(built.path) as hdus:
                 assert hdus[0].header["NFRAMES"] == frames
             what = {"frames": frames, "pixels": size or "full"}

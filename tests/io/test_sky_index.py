@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apflow.io.ppdb.sky_index import members
+from apflow.io.ppdb.sky_index import distinct, members
 from apflow.model.region import Region
 from apflow.model.sky import deproject
 
@@ -33,3 +33,9 @@ def test_members_are_those_that_each_region_contains(ra: float, dec: float) -> N
     opposite = ((places[0] + 180.0) % 360.0, -places[1])
     assert not any(len(inside) for inside in members(*opposite, regions))
     assert [len(inside) for inside in members(np.empty(0), np.empty(0), regions)] == [0] * len(regions)
+
+
+def test_distinct_is_what_numpy_gives():
+    numbers = np.random.default_rng(3).integers(-50, 50, (40, 8))
+    for some in (numbers, numbers[0], numbers[:1, :1], numbers[:0].ravel(), np.zeros(9, np.int64)):
+        np.testing.assert_array_equal(distinct(some), np.unique(some))

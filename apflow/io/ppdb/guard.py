@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from apflow.errors import BadRequest, DataError
 from apflow.io.ppdb.batch import Batch
-from apflow.io.ppdb.sky_index import ORDER, chord, pixel_id, unit_vectors
+from apflow.io.ppdb.sky_index import ORDER, chord, distinct, pixel_id, unit_vectors
 from apflow.io.ppdb.turns import Key
 
 #: Pixels of this order (13") and their neighbours hold every object near a source.
@@ -55,11 +55,11 @@ def cells_near(batch: Batch, which: Sequence[int], names: Sequence[str] = ("DiaS
     """HEALPix pixels of `NEAR_ORDER`, nested, that hold every object near a row of some detectors; sorted."""
     parts = [batch.rows[name].of(which).select(("ra", "dec")) for name in names]
     ra, dec = (np.concatenate([p.column(c).to_numpy() for p in parts]) for c in ("ra", "dec"))
-    own = np.unique(pixel_id(ra, dec) >> 2 * (ORDER - NEAR_ORDER))
+    own = distinct(pixel_id(ra, dec) >> 2 * (ORDER - NEAR_ORDER))
     if not len(own):
         return own
-    found = np.unique(np.concatenate([own, hpgeom.neighbors(2**NEAR_ORDER, own).ravel()]))
-    return np.asarray(found[found >= 0], np.int64)  # where eight pixels meet, a neighbour may be missing: -1
+    found = distinct(np.concatenate([own, hpgeom.neighbors(2**NEAR_ORDER, own).ravel()]))
+    return found[found >= 0]  # where eight pixels meet, a neighbour may be missing: -1
 
 
 def judge(batch: Batch, which: Sequence[int], current: pa.Table) -> tuple[list[int], list[int]]:

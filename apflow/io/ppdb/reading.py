@@ -13,7 +13,7 @@ from apflow.errors import DataError
 from apflow.io.ppdb.drp import DRP_MARGIN_ARCSEC
 from apflow.io.ppdb.interface import Wanted
 from apflow.io.ppdb.parts import I8, ROW_ID, Part, history_part, ids_near, ordered, part_of
-from apflow.io.ppdb.sky_index import box_sql, members
+from apflow.io.ppdb.sky_index import box_sql, distinct, members
 from apflow.io.ppdb.storing import query
 from apflow.io.ppdb.tables import described, select_list
 from apflow.model.region import Region
@@ -66,7 +66,7 @@ def history(
 ) -> dict[str, Part]:
     """See `Ppdb.getHistory`: DiaObject, DiaSource, DiaForcedSource and DrpObject."""
     current, own = _current(con, [w.region.grown(margin_arcsec) for w in wanted])
-    everything = np.unique(np.concatenate(own))
+    everything = distinct(np.concatenate(own))
     parts = {"DiaObject": part_of(by_id(con, everything), [np.searchsorted(everything, ids) for ids in own])}
     near = ids_near(wanted, own, current["diaObjectId"], current["ra"], current["dec"], radius_arcsec)
     stop = np.array([w.mjd_tai for w in wanted])
@@ -87,7 +87,7 @@ def drp_objects(con: Any, regions: Sequence[Region], margin_arcsec: float) -> Pa
 
 def _rows_of(con: Any, name: str, ids: Sequence[I8], since: Any, until: Any) -> Part:
     """Rows of the objects of each detector within its time, by time and id."""
-    every = np.unique(np.concatenate(ids))
+    every = distinct(np.concatenate(ids))
     return history_part(_select(con, name, every, since.min(), until.max()), name, ids, since, until)
 
 

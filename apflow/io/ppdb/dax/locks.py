@@ -21,13 +21,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import hpgeom
-import numpy as np
 import psycopg
 
 from apflow.errors import ServiceError
 from apflow.io.ppdb import guard
 from apflow.io.ppdb.batch import Batch
 from apflow.io.ppdb.postgres.connect import connect, display, errors
+from apflow.io.ppdb.sky_index import distinct
 from apflow.io.ppdb.turns import Key
 from apflow.model.region import Region
 
@@ -47,7 +47,7 @@ class Busy(ServiceError):
 def numbers_of(batch: Batch) -> frozenset[int]:
     """What to lock for a batch: the cells of sky about its rows, and its detector-visits."""
     near = guard.cells_near(batch, range(len(batch.keys)), ("DiaSource", "DiaObject"))
-    return frozenset(np.unique(near >> 2 * (guard.NEAR_ORDER - _ORDER)).tolist()) | numbers_of_keys(batch.keys)
+    return frozenset(distinct(near >> 2 * (guard.NEAR_ORDER - _ORDER)).tolist()) | numbers_of_keys(batch.keys)
 
 
 def numbers_of_keys(keys: Iterable[Key]) -> frozenset[int]:

@@ -20,7 +20,7 @@ from apflow.io.ppdb.parts import I8, ROW_ID, history_order, ids_near
 from apflow.io.ppdb.postgres.packed import Packed, array_text, packed_sql, rows_of
 from apflow.io.ppdb.postgres.pool import Connection, Pool
 from apflow.io.ppdb.postgres.sky import region_ranges
-from apflow.io.ppdb.sky_index import members
+from apflow.io.ppdb.sky_index import distinct, members
 from apflow.model.products import History
 
 #: DiaSources of detectors that one statement reads together: what the caches of a processor hold goes through them
@@ -150,7 +150,7 @@ def _ask(con: Connection, pieces: Sequence[_Piece], days: float) -> list[Packed]
     """The rows of some pieces, none twice."""
     versions, at = np.unique(np.concatenate([p.versions for p in pieces]), return_index=True)
     starts = np.concatenate([p.starts for p in pieces])[at]
-    ids = array_text(np.unique(np.concatenate([p.near for p in pieces])))
+    ids = array_text(distinct(np.concatenate([p.near for p in pieces])))
     until = [p.wanted.mjd_tai for p in pieces]
     span = [ids, min(until) - days, max(until)]
     return rows_of(con, _HISTORY, [array_text(versions), array_text(starts), *span, *span])

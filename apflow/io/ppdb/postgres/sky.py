@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
-from apflow.io.ppdb.sky_index import ORDER
+from apflow.io.ppdb.sky_index import ORDER, distinct
 from apflow.model.region import Region
 
 I8 = NDArray[np.int64]
@@ -48,11 +48,10 @@ def cells_condition(cells: I8, order: int) -> sql.SQL:
 
 def _ranges(cells: I8, order: int) -> I8:
     """First and last pixel of order 20 of each run of cells; cells are made larger until the runs are few."""
-    cells = np.unique(cells)
+    cells = distinct(cells)
     runs = _runs(cells)
     while len(runs) > _MOST_RANGES:
-        cells, order = cells >> 2, order - 1
-        cells = cells[np.flatnonzero(np.diff(cells, prepend=-1))]  # still in order, where np.unique would sort again
+        cells, order = distinct(cells >> 2), order - 1
         runs = _runs(cells)
     shift = 2 * (ORDER - order)
     return np.stack([runs[:, 0] << shift, ((runs[:, 1] + 1) << shift) - 1], -1)

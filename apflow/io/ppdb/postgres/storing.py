@@ -27,6 +27,7 @@ from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, copy_out, encode,
 from apflow.io.ppdb.postgres.pool import Connection
 from apflow.io.ppdb.postgres.sky import cells_condition
 from apflow.io.ppdb.postgres.turns import tell_ended
+from apflow.io.ppdb.sky_index import distinct
 from apflow.io.ppdb.tables import BATCH_TABLES, MATCHES
 from apflow.io.ppdb.turns import Key
 from apflow.model.ledger import Outcome
@@ -59,7 +60,7 @@ def store(con: Connection, batch: Batch) -> StoreReport:
 def _lock(con: Connection, batch: Batch) -> None:
     every = range(len(batch.keys))
     shift = 2 * (guard.NEAR_ORDER - _LOCK_ORDER)
-    cells = np.unique(guard.cells_near(batch, every, ("DiaSource", "DiaObject")) >> shift)
+    cells = distinct(guard.cells_near(batch, every, ("DiaSource", "DiaObject")) >> shift)
     # Below zero, detector-visits never meet cells; two instruments' with one id merely take turns.
     visits = {-(visit << 8 | detector) for _, visit, detector in batch.keys}
     con.execute("SELECT pg_advisory_xact_lock(k) FROM unnest(%s::int8[]) AS k", [sorted({*cells.tolist(), *visits})])

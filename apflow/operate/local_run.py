@@ -10,6 +10,8 @@ from distributed import Client
 
 from apflow.cluster.local import local_cluster
 from apflow.config import Config
+from apflow.errors import ServiceError
+from apflow.io.sasquatch import flush
 from apflow.model.camera import Camera
 from apflow.operate.interrupts import deaf_children
 from apflow.run.on_dask import DaskRunner
@@ -18,6 +20,8 @@ from apflow.run.on_dask import DaskRunner
 _WARM_UP = ("apflow.graphs.alert_production",)
 #: The pixel chain of a full CCD needs less; beyond it a worker is restarted.
 _WORKER_MEMORY = "6GiB"
+#: What the metrics of a run may take to be sent at its end, seconds; the next run sends what is left.
+_LAST_METRICS_S = 10.0
 #: Cores that this process may use, and the most workers that make sense on them.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MAX_WORKERS = max(16, 4 * CORES)
@@ -35,19 +39,23 @@ def workers_here(workers: int, warm_up: Sequence[str] = _WARM_UP) -> Iterator[Cl
         yield client
 
 
+@contextlib.contextmanager
 def runner_of(
     client: Client,
     camera: Camera,
     config: Config,
     deadline_s: float,
     on_event: Callable[[object], None] | None = None,
-) -> DaskRunner:
-    """A runner whose batches are the camera's rafts."""
-    return DaskRunner(
+) -> Iterator[DaskRunner]:
+    """A runner whose batches are the camera's rafts; what was measured is sent at its end, before the workers go."""
+    with DaskRunner(
         client,
         group_of=lambda d: camera.detector(d).raft,
         label_of=lambda d: camera.detector(d).name,
         gather_after_s=config.timing.gather_after_s,
         deadline_s=deadline_s,
         on_event=on_event,
-    )
+    ) as runner:
+        yield runner
+        with contextlib.suppress(ServiceError):  # told already, by the thread that sends
+            flush(config, _LAST_METRICS_S)

@@ -19,6 +19,7 @@ from lsst.daf.butler import Butler
 from PIL import Image
 
 from apflow.cluster.local import local_cluster
+from apflow.config import Sasquatch
 from apflow.errors import BadRequest
 from apflow.graphs import raw_calibration
 from apflow.io.butler.paths import checks_chain, checks_path
@@ -32,6 +33,7 @@ from apflow.operate.calibration.command import Output, check_output
 from apflow.operate.calibration.pictures import mosaic, rows_of
 from apflow.operate.calibration.request import check_request
 from apflow.operate.calibration.run import WARM_UP, run_calibration
+from apflow.operate.services import InfluxServer, SasquatchProxy
 from apflow.run import ChainEnded, EagerRunner
 from apflow.run.on_dask import DaskRunner
 from apflow.simulate.calibration import Faults
@@ -206,12 +208,20 @@ def test_a_worker_killed_loses_nothing_and_registers_once(night: Night) -> None:
     assert [o.metrics for o in again] == [o.metrics for o in outcomes]
 
 
-def test_two_flats_on_several_detectors(night: Night) -> None:
+def test_two_flats_on_several_detectors(
+    night: Night, influxdb: InfluxServer, sasquatch: SasquatchProxy, tmp_path: Path
+) -> None:
     flats = [night.raw(Intent.FLAT, n, d) for n in (40, 41) for d in CCDS]
     night.land(*flats)
     images = [image_name(flat.info.exposure, "CC_O") for flat in (flats[0], flats[-1])]
     request = check_request("flat", "3,4,5", EXPTIME_S[Intent.FLAT], "r", str(night.root), images, workers=1)
-    (_, first), (second, outcomes) = run_calibration(request)
+    (tmp_path / "token").write_text(sasquatch.token)
+    config = dataclasses.replace(
+        request.config, sasquatch=Sasquatch(url=sasquatch.url, token_file=str(tmp_path / "token"))
+    )
+    (_, first), (second, outcomes) = run_calibration(dataclasses.replace(request, config=config))
+    points = influxdb.query(sasquatch.database, 'SELECT * FROM "lsst.prompt.calibration_detector"')
+    assert len(points) == 2 * len(CCDS)  # sent before the workers went
     assert second.partner == images[0]
     assert all(o.state is State.DONE for o in (*first, *outcomes))
     assert not any("median_ptc_gain_ratio" in o.metrics for o in first)

@@ -323,15 +323,15 @@ def test_services_go_up_stay_and_go_down(folder: Path) -> None:
     assert value(config.ppdb, "SELECT count(*) FROM night") == 0
 
 
-def test_sasquatch_goes_up_and_takes_metrics(tmp_path: Path) -> None:
-    where = ("--sasquatch", "--folder", str(tmp_path / "state"))
+def test_sasquatch_goes_up_and_takes_metrics(folder: Path, tmp_path: Path) -> None:
+    where = ("--sasquatch", "--folder", str(folder))
     up = apflow("services", "up", *where)
     assert up.returncode == 0, up.stderr
     (tmp_path / "apflow.toml").write_text(f'butler = "{tmp_path}"\n{up.stdout}')
     config = load_config(tmp_path / "apflow.toml")
     send_later([Measurement("isr", {"x": 1.5}, {"visit": 1}, 60785.0)], config)
     assert flush(config, 30) == 0
-    influxdb = SasquatchServer(tmp_path / "state" / "sasquatch").influxdb
+    influxdb = SasquatchServer(folder / "sasquatch").influxdb
     assert influxdb.query("lsst.prompt", 'SELECT "x" FROM "lsst.prompt.isr"')[0]["x"] == 1.5
     assert apflow("services", "down", *where).returncode == 0
     assert not influxdb.running

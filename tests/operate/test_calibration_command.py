@@ -33,7 +33,8 @@ from apflow.operate.calibration.command import Output, check_output
 from apflow.operate.calibration.pictures import mosaic, rows_of
 from apflow.operate.calibration.request import check_request
 from apflow.operate.calibration.run import WARM_UP, run_calibration
-from apflow.operate.services import InfluxServer, SasquatchProxy
+from apflow.operate.services import InfluxServer
+from apflow.operate.services.sasquatch import SasquatchProxy
 from apflow.run import ChainEnded, EagerRunner
 from apflow.run.on_dask import DaskRunner
 from apflow.simulate.calibration import Faults

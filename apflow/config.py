@@ -36,12 +36,25 @@ class Calibrate:
 
 
 @dataclass(frozen=True)
-class Subtract:
-    """Template coverage and PSF matching (Alard & Lupton 1998; Alard 2000)."""
+class Signature:
+    """Instrument signature removal."""
 
-    min_coverage: float = 0.2  # of the detector's good pixels
-    kernel_order: int = 1
+    crosstalk: bool = True  # by the camera's matrix, where it has one
+    linearity: bool = True  # by the camera's table, where it has one
+
+
+@dataclass(frozen=True)
+class Subtract:
+    """Template subtraction."""
+
+    method: str = "alard-lupton"  # or "zogy"
+    convolve: str = "auto"  # the sharper image; or "template" or "science"
+    kernel_order: int | None = None  # None: 1, and 2 above about 150 good stamps
     background_order: int = 2
+    decorrelate: bool = True  # after DMTN-021; the difference then has a PSF of its own
+    min_coverage: float = 0.2  # of the detector's good pixels
+    max_residual_power: float = 0.0  # a difference with more ends its detector as bad_data; 0: never
+    max_bad_stamps: float = 0.0  # the same for the part of the stamps that were rejected
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,32 @@ class Detect:
 
     threshold: float = 5.0  # sigma, both signs
     max_sources: int = 20_000
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Real or bogus."""
+
+    model: str = ""  # file of weights; empty: the model that comes with apflow
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Fakes in the science images; they reach the database, flagged, and never an alert."""
+
+    per_ccd: int = 0
+    mag_min: float = 18.0
+    mag_max: float = 25.0
+    seed: int = 1
+    catalog: str = ""  # Parquet file of fakes to inject instead: ra, dec (degrees), mag (AB)
+
+
+@dataclass(frozen=True)
+class SolarSystem:
+    """Predicted positions of Solar System objects, beside the ss_objects tables of the Butler."""
+
+    service: str = ""  # URL that is asked for a visit's predictions; empty: nobody is
+    timeout_s: float = 5.0  # later answers are not waited for
 
 
 @dataclass(frozen=True)
@@ -161,7 +200,17 @@ class Config:
     """
 
     #: Tables that decide what comes out.
-    PROCESSING: ClassVar = ("calibrate", "subtract", "detect", "associate", "packets")
+    PROCESSING: ClassVar = (
+        "signature",
+        "calibrate",
+        "subtract",
+        "detect",
+        "reliability",
+        "injection",
+        "solar_system",
+        "associate",
+        "packets",
+    )
 
     camera: str = "lsstcam"
     size: int | None = None
@@ -169,9 +218,13 @@ class Config:
     ppdb: str = ""
     alerts: str = ""
     timing: Timing = field(default_factory=Timing)
+    signature: Signature = field(default_factory=Signature)
     calibrate: Calibrate = field(default_factory=Calibrate)
     subtract: Subtract = field(default_factory=Subtract)
     detect: Detect = field(default_factory=Detect)
+    reliability: Reliability = field(default_factory=Reliability)
+    injection: Injection = field(default_factory=Injection)
+    solar_system: SolarSystem = field(default_factory=SolarSystem)
     associate: Associate = field(default_factory=Associate)
     packets: Alerts = field(default_factory=Alerts)
     kafka: Kafka = field(default_factory=Kafka)
@@ -254,7 +307,8 @@ def to_toml(config: Config) -> str:
     for key in dataclasses.fields(config):
         value = getattr(config, key.name)
         if dataclasses.is_dataclass(value):
-            rows = [f"{f.name} = {_literal(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+            known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            rows = [f"{name} = {_literal(item)}" for name, item in known.items() if item is not None]
             tables.append("\n".join([f"[{key.name}]", *rows]))
         elif value is not None:
             lines.append(f"{key.name} = {_literal(value)}")

@@ -18,7 +18,7 @@ I4 = NDArray[np.int32]
 
 
 class Mask(enum.IntFlag):
-    """Mask planes, with the names and bits of Rubin's default mask."""
+    """Mask planes, with Rubin's names; the first nine have the bits of its default mask."""
 
     BAD = 1 << 0
     SAT = 1 << 1
@@ -29,6 +29,15 @@ class Mask(enum.IntFlag):
     DETECTED_NEGATIVE = 1 << 6
     SUSPECT = 1 << 7
     NO_DATA = 1 << 8
+    CROSSTALK = 1 << 9
+    UNMASKEDNAN = 1 << 10
+    NOT_DEBLENDED = 1 << 11
+    STREAK = 1 << 12
+    INJECTED = 1 << 13
+    INJECTED_CORE = 1 << 14
+    SAT_TEMPLATE = 1 << 15
+    INJECTED_TEMPLATE = 1 << 16
+    INJECTED_CORE_TEMPLATE = 1 << 17
 
 
 @dataclass(frozen=True)

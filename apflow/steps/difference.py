@@ -35,7 +35,7 @@ def subtract(science: Exposure, matched: Exposure, config: Config) -> Difference
     return pixels.subtract(
         science,
         matched,
-        kernel_order=settings.kernel_order,
+        kernel_order=1 if settings.kernel_order is None else settings.kernel_order,
         background_order=settings.background_order,
         min_coverage=settings.min_coverage,
     )

@@ -65,6 +65,10 @@ class NoCalib(DataError):
     state = "no_calib"
 
 
+class BadSubtraction(DataError):
+    """A difference image is too bad to look for changes in it. Whoever made the template or the image acts."""
+
+
 class ServiceError(ApflowError):
     """A service could not be reached; nothing was written. Safe to retry."""
 

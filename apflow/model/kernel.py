@@ -11,6 +11,26 @@ from apflow.model.psf import polynomial_terms
 
 
 @dataclass(frozen=True, eq=False)
+class KernelStamps:
+    """The objects that a kernel was fitted to, one value each.
+
+    Attributes
+    ----------
+    x, y : `numpy.ndarray`, int64
+        Middle pixels.
+    used : `numpy.ndarray`, bool
+        False where the object did not fit, and was left out.
+    chi2 : `numpy.ndarray`, float64
+        Of the object's own pixels, per pixel.
+    """
+
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    used: NDArray[np.bool_]
+    chi2: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """A convolution kernel whose pixels are polynomials in the position.
 
@@ -22,11 +42,14 @@ class Kernel:
         Order of the spatial polynomial.
     shape : `tuple` [`int`, `int`]
         Shape (ny, nx) of the image.
+    stamps : `KernelStamps`, optional
+        What it was fitted to, where it was fitted.
     """
 
     terms: NDArray[np.float64]
     order: int
     shape: tuple[int, int]
+    stamps: KernelStamps | None = None
 
     def at(self, x: float, y: float) -> NDArray[np.float64]:
         """Kernel image (k, k) at a position; its sum is the flux ratio."""

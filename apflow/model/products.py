@@ -125,12 +125,16 @@ class Difference:
     """A difference image (nJy) and what made it.
 
     `exposure.psf` is the PSF of the difference image; `matched` the template
-    after convolution with `kernel`, both on the science grid.
+    after convolution with `kernel`, both on the science grid. `filtered` is
+    the PSF-matched map (ny, nx) where it was made: the sum of psf * image
+    about each pixel, with the difference's PSF at its centre and without
+    pixels that must not be used.
     """
 
     exposure: Exposure
     matched: Exposure
     kernel: Kernel
+    filtered: NDArray[np.float32] | None = None
 
 
 def _no_matches() -> pd.DataFrame:

@@ -28,7 +28,7 @@ from apflow.operate.sheet import write_sheet
 from apflow.pixels.cutouts import cut, cutout_size
 from apflow.pixels.detect import detect, mark
 from apflow.pixels.measure import measure
-from apflow.pixels.subtract import subtract_sharper
+from apflow.pixels.subtract import subtract
 from apflow.pixels.warp import warp
 
 _THRESHOLD = 5.0
@@ -74,7 +74,7 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
         any_fits.without_cosmic_rays(prepared, matched),
         any_fits.without_cosmic_rays(matched, prepared),
     )
-    result = subtract_sharper(prepared, matched, min_coverage=_MIN_COVERAGE)
+    result = subtract(prepared, matched, min_coverage=_MIN_COVERAGE)
     peaks = detect(result, _THRESHOLD)
     result = mark(result, peaks)
     sources = measure(result, prepared, peaks)

@@ -70,8 +70,9 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
     if exposure.psf is None:
         raise DataError("detection needs the PSF of the difference image; accepted: a difference with psf set")
     psf = exposure.psf.centre()
-    good = ~unusable(exposure.mask)
-    filtered = convolve(np.where(good, exposure.image, np.float32(0)), psf[::-1, ::-1])
+    filtered = difference.filtered
+    if filtered is None:
+        filtered = convolve(np.where(unusable(exposure.mask), np.float32(0), exposure.image), psf[::-1, ::-1])
     power = np.float32((psf**2).sum())
     reach = max(1, round(exposure.psf.fwhm_px() / 2))
     y, x = _candidates(filtered, exposure.variance, exposure.mask, power, np.float32(0.7 * threshold), reach)

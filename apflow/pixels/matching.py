@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure
-from apflow.model.kernel import Kernel
+from apflow.model.kernel import Kernel, KernelStamps
 from apflow.model.psf import polynomial_terms
 from apflow.pixels.basis import Basis, convolved, make_basis
 from apflow.pixels.convolve import grow, polynomial_image
@@ -24,8 +24,8 @@ F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
-#: Stamps below which the kernel does not vary, and below which the PSF models help.
-_FEW, _VERY_FEW = 15, 6
+#: Stamps above which the kernel varies to order 2, below which it does not vary, and below which the PSF models help.
+_MANY, _FEW, _VERY_FEW = 150, 15, 6
 #: Width of the prior on the coefficients, in kernel sums: of the constant and of the spatial terms.
 _PRIOR, _PRIOR_SPATIAL = 10.0, 1.0
 #: Error of any kernel model, of the flux: keeps the brightest star from deciding alone.
@@ -46,7 +46,7 @@ class Stamps:
 
 
 def fit_kernel(
-    science: Exposure, template: Exposure, *, kernel_order: int = 1, background_order: int = 2
+    science: Exposure, template: Exposure, *, kernel_order: int | None = None, background_order: int = 2
 ) -> tuple[Kernel, F4, dict[str, float]]:
     """Fit the kernel that makes a template look like a science image.
 
@@ -54,10 +54,11 @@ def fit_kernel(
     ----------
     science, template : `Exposure`
         On one grid, background subtracted; their PSFs choose the basis.
-    kernel_order : `int`
+    kernel_order : `int`, optional
         Order of the spatial variation of the kernel's shape; its sum is
-        constant. Constant with fewer than 15 stamps; with fewer than 6 the
-        PSF models stand in as one more stamp.
+        constant. 1 by default, and 2 above 150 good stamps. Constant with
+        fewer than 15 stamps; with fewer than 6 the PSF models stand in as one
+        more stamp.
     background_order : `int`
         Order of the polynomial background difference.
 
@@ -66,8 +67,8 @@ def fit_kernel(
     kernel : `Kernel`
     background : `numpy.ndarray`, (ny, nx), float32
     summary : `dict`
-        kernel_sum, n_stamps, n_stamps_rejected, kernel_chi2 (per degree of
-        freedom, median over stamps), kernel_order.
+        kernel_sum, n_stamps, n_stamps_rejected, bad_stamps (the part of all),
+        kernel_chi2 (per degree of freedom, median over stamps), kernel_order.
 
     Raises
     ------
@@ -81,11 +82,11 @@ def fit_kernel(
     basis = make_basis(fwhm, template_fwhm)
     stamps = _cut(science, template, basis, fwhm)
     n = len(stamps.x)
-    order = kernel_order if n >= _FEW else 0
     if n < _VERY_FEW:
         stamps, background_order = _with_model_stamp(stamps, science, template, basis), min(background_order, 0)
     good = _first_cut(stamps)
     for _ in range(6):
+        order = _order(kernel_order, int(good[:n].sum()))
         solution = _solve(stamps, good, basis, order, background_order if good.sum() >= _FEW else 0, science.shape)
         residual = _residuals(stamps, solution)
         stamps = _without_neighbours(stamps, residual)
@@ -94,15 +95,24 @@ def fit_kernel(
         if (keep == good).all() or keep.sum() < min(_VERY_FEW, n):
             break
         good = keep
-    kernel = Kernel(np.tensordot(solution.shape_terms, basis.images, 1), order, science.shape)
+    table = KernelStamps(stamps.x[:n], stamps.y[:n], good[:n], chi2[:n])
+    kernel = Kernel(np.tensordot(solution.shape_terms, basis.images, 1), order, science.shape, table)
     summary = {
         "kernel_sum": float(solution.shape_terms[0, 0]),
         "n_stamps": float(good[:n].sum()),
         "n_stamps_rejected": float(n - good[:n].sum()),
+        "bad_stamps": float((n - good[:n].sum()) / max(n, 1)),
         "kernel_chi2": float(np.median(chi2[good])),
         "kernel_order": float(order),
     }
     return kernel, polynomial_image(solution.background, solution.background_order, science.shape), summary
+
+
+def _order(wanted: int | None, stamps: int) -> int:
+    """Order of the spatial variation that so many stamps bear."""
+    if stamps < _FEW:
+        return 0
+    return wanted if wanted is not None else 2 if stamps > _MANY else 1
 
 
 def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> Stamps:

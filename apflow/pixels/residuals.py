@@ -7,6 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
+from apflow.model.kernel import KernelStamps
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
 from apflow.pixels.convolve import polynomial_image
 from apflow.pixels.forced import psf_flux, psf_radius, sky_snr
@@ -127,6 +128,48 @@ def matching_error(difference: Exposure, matched_image: F4) -> float:
         difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest]
     )
     return float(min(np.sqrt(np.quantile(squared, 0.6, method="lower")), _LARGEST_ERROR))
+
+
+def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps | None) -> float:
+    """Power that bright stars leave in a difference beyond noise, over that of their light.
+
+    Square of the part of their light that is left, by pixels: 0 for a perfect
+    subtraction, about 1 for none. The median over the brighter half of the
+    kernel's stamps, rejected ones as well, within 1.5 FWHM of each; 0
+    without a stamp.
+
+    Parameters
+    ----------
+    difference : `Exposure`
+        Its variance that of blank sky and photon noise alone.
+    matched_image : `numpy.ndarray`, (ny, nx), float32
+        The image that was subtracted.
+    stamps : `KernelStamps`, optional
+    """
+    if stamps is None or not len(stamps.x):
+        return 0.0
+    assert difference.psf is not None
+    radius = 1.5 * difference.psf.fwhm_px()
+    bad = unusable(difference.mask)
+    left, light, noise = _powers(difference.image, difference.variance, bad, matched_image, stamps.x, stamps.y, radius)
+    bright = light >= np.median(light / np.maximum(noise, 1e-30)) * noise
+    return float(max(np.median((left - noise)[bright] / np.maximum(light[bright], 1e-30)), 0.0))
+
+
+@njit(cache=True, nogil=True)
+def _powers(image, variance, bad, matched, xs, ys, radius):  # type: ignore[no-untyped-def]
+    """Sums of squared residuals, squared light and variances about each position."""
+    out = np.zeros((3, xs.size))
+    ny, nx = image.shape
+    r = int(radius)
+    for s in range(xs.size):
+        for y in range(max(ys[s] - r, 0), min(ys[s] + r + 1, ny)):
+            for x in range(max(xs[s] - r, 0), min(xs[s] + r + 1, nx)):
+                if (x - xs[s]) ** 2 + (y - ys[s]) ** 2 <= radius * radius and not bad[y, x]:
+                    out[0, s] += image[y, x] ** 2
+                    out[1, s] += matched[y, x] ** 2
+                    out[2, s] += variance[y, x]
+    return out
 
 
 @njit(cache=True, nogil=True)

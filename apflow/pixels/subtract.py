@@ -10,21 +10,30 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
-from apflow.errors import DataError, NoTemplate
+from apflow.errors import BadRequest, DataError, NoTemplate
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.kernel import Kernel
 from apflow.model.products import Difference
 from apflow.model.psf import Psf
-from apflow.pixels.convolve import convolve, convolve_varying, grow, smooth
+from apflow.pixels.convolve import convolve as convolve_image
+from apflow.pixels.convolve import convolve_varying, grow, smooth
 from apflow.pixels.matching import fit_kernel
 from apflow.pixels.planes import EDGE, NO_DATA, SAT, unusable
-from apflow.pixels.residuals import matching_error, matching_variance, noise_ratio, residual_background
+from apflow.pixels.residuals import (
+    matching_error,
+    matching_variance,
+    noise_ratio,
+    residual_background,
+    residual_power,
+)
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I4 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 
+#: What may be convolved.
+CONVOLVE = ("auto", "template", "science")
 #: Side of the grid on which the decorrelation kernel is made, and of the kernel itself, pixels.
 _DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
 #: A template is broader than the science image when its FWHM is so many times that one's.
@@ -37,18 +46,24 @@ def subtract(
     science: Exposure,
     template: Exposure,
     *,
-    kernel_order: int = 1,
+    convolve: str = "auto",
+    kernel_order: int | None = None,
     background_order: int = 2,
     min_coverage: float = 0.2,
     decorrelate: bool = True,
 ) -> Difference:
-    """Subtract a template, convolved to the science image's PSF.
+    """Subtract a template from a science image after PSF matching (Alard & Lupton 1998).
 
     Parameters
     ----------
     science, template : `Exposure`
         On one grid, background subtracted, with PSFs.
-    kernel_order, background_order : `int`
+    convolve : `str`
+        Which image is convolved to the other's PSF: "template", "science", or
+        "auto", the sharper one. Where the template is the broader one,
+        matching it to the science image would be a deconvolution and leave
+        rings at every star.
+    kernel_order, background_order : `int`, optional
         See `apflow.pixels.matching.fit_kernel`.
     min_coverage : `float`
         Least fraction of the science image's usable pixels with template data.
@@ -59,17 +74,29 @@ def subtract(
     Returns
     -------
     `Difference`
+        On the flux scale of the science image and of the same sign whichever
+        image was convolved, which ``exposure.summary`` tells as
+        science_convolved (0 or 1). If 1, `matched` is the template as it was,
+        on the science image's flux scale, and `kernel` what the science image
+        was convolved with; kernel_sum is as if the template had been.
+
         ``exposure.variance`` is scaled so that PSF fluxes of blank sky scatter
-        as it says. ``exposure.summary`` has kernel_sum, n_stamps, kernel_chi2,
-        template_coverage, variance_scale and diff_mad_snr (before scaling).
+        as it says. ``exposure.summary`` has kernel_sum, kernel_order, n_stamps,
+        n_stamps_rejected, bad_stamps (the part rejected), kernel_chi2,
+        residual_power, matching_error, template_coverage, variance_scale,
+        diff_mad_snr (before scaling) and science_convolved.
 
     Raises
     ------
+    BadRequest
+        `convolve` is none of the three.
     NoTemplate
         Too little coverage.
     DataError
-        Shapes differ, a PSF is missing, or no kernel can be had.
+        Shapes differ, the science image has no PSF, or no kernel can be had.
     """
+    if convolve not in CONVOLVE:
+        raise BadRequest(f"convolve is {convolve!r}; accepted: {', '.join(CONVOLVE)}")
     if science.shape != template.shape:
         raise DataError(f"template of shape {template.shape} on a science image of shape {science.shape}: must agree")
     if science.psf is None:
@@ -77,10 +104,61 @@ def subtract(
     coverage = _coverage(science, template)
     if coverage < min_coverage:
         raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
+    settings = _Settings(kernel_order, background_order, decorrelate)
+    if convolve == "science" or (convolve == "auto" and _is_broader(template, science)):
+        result = _turned(_subtract(template, science, settings), science, template)
+    else:
+        result = _subtract(science, template, settings)
+        result = _described(result, science_convolved=0.0)
+    return _described(result, template_coverage=coverage)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    kernel_order: int | None
+    background_order: int
+    decorrelate: bool
+
+
+def _is_broader(template: Exposure, science: Exposure) -> bool:
+    assert science.psf is not None
+    return template.psf is not None and template.psf.fwhm_px() >= _BROADER * science.psf.fwhm_px()
+
+
+def _described(difference: Difference, **summary: float) -> Difference:
+    exposure = difference.exposure
+    return dataclasses.replace(
+        difference, exposure=dataclasses.replace(exposure, summary={**exposure.summary, **summary})
+    )
+
+
+def _turned(difference: Difference, science: Exposure, template: Exposure) -> Difference:
+    """Template minus convolved science image, as science minus template on the science image's flux scale."""
+    scale = np.float32(1 / difference.exposure.summary["kernel_sum"])
+    summary = {**difference.exposure.summary, "kernel_sum": float(scale), "science_convolved": 1.0}
+    exposure = dataclasses.replace(
+        difference.exposure,
+        image=-scale * difference.exposure.image,
+        variance=scale**2 * difference.exposure.variance,
+        summary=summary,
+    )
+    matched = dataclasses.replace(
+        template, image=scale * template.image, variance=scale**2 * template.variance, mask=exposure.mask
+    )
+    exposure, matched = (
+        dataclasses.replace(e, unit=science.unit, wcs=science.wcs, info=science.info) for e in (exposure, matched)
+    )
+    filtered = difference.filtered
+    return Difference(exposure, matched, difference.kernel, None if filtered is None else -scale * filtered)
+
+
+def _subtract(science: Exposure, template: Exposure, settings: _Settings) -> Difference:
+    """Subtract the convolved template."""
     psf = science.psf
+    assert psf is not None
     science, template = _finite(science), _finite(template)
     kernel, background, summary = fit_kernel(
-        science, template, kernel_order=kernel_order, background_order=background_order
+        science, template, kernel_order=settings.kernel_order, background_order=settings.background_order
     )
     matched_image = convolve_varying(template.image, kernel)
     difference = science.image - matched_image
@@ -89,77 +167,27 @@ def subtract(
     # A cosmic ray or a dead pixel would be spread by the decorrelation.
     bad = unusable(mask)
     difference[bad & ((mask & SAT) == 0)] = 0.0
-    variance, matched_variance = _variances(science, template, kernel, decorrelate)
-    if decorrelate:
+    variance, matched_variance = _variances(science, template, kernel, settings.decorrelate)
+    if settings.decorrelate:
         phi = decorrelation(kernel.centre(), *_mean_variances(science, template))
-        difference = convolve(difference, phi)
+        difference = convolve_image(difference, phi)
         psf = _convolved_psf(psf, phi)
-    difference -= residual_background(difference, bad, background_order)
+    difference -= residual_background(difference, bad, settings.background_order)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
     measured = noise_ratio(exposure, matched_image)
     scale = max(measured, _LEAST_NOISE)
-    summary |= {"template_coverage": coverage, "variance_scale": scale**2, "diff_mad_snr": measured}
+    summary |= {"variance_scale": scale**2, "diff_mad_snr": measured}
     variance *= np.float32(scale**2)
-    error = matching_error(dataclasses.replace(exposure, variance=variance), matched_image)
-    summary["matching_error"] = error
+    scaled = dataclasses.replace(exposure, variance=variance)
+    error = matching_error(scaled, matched_image)
+    summary |= {"matching_error": error, "residual_power": residual_power(scaled, matched_image, kernel.stamps)}
     variance += matching_variance(matched_image, variance, psf, error)
     exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
     matched = Exposure(
         matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info, template.summary
     )
-    return Difference(exposure, matched, kernel)
-
-
-def subtract_sharper(science: Exposure, template: Exposure, *, min_coverage: float = 0.2) -> Difference:
-    """Subtract a template with the sharper of the two images convolved.
-
-    Where the template is the broader one by a tenth, matching it to the
-    science image would be a deconvolution and leave rings at every star. The
-    science image is then convolved instead.
-
-    Parameters
-    ----------
-    science, template : `Exposure`
-        See `subtract`.
-
-    Returns
-    -------
-    `Difference`
-        On the flux scale of the science image and of the same sign whichever
-        was convolved, which ``exposure.summary`` tells as science_convolved
-        (0 or 1). If 1, `matched` is the template as it was, on the science
-        image's flux scale, and `kernel` what the science image was convolved
-        with; kernel_sum is as if the template had been.
-
-    Raises
-    ------
-    NoTemplate, DataError
-        As `subtract`.
-    """
-    widths = [e.psf.fwhm_px() if e.psf is not None else 0.0 for e in (science, template)]
-    if widths[1] < _BROADER * widths[0] or not all(widths):
-        result = subtract(science, template, min_coverage=min_coverage)
-        summary = {**result.exposure.summary, "science_convolved": 0.0}
-        return dataclasses.replace(result, exposure=dataclasses.replace(result.exposure, summary=summary))
-    coverage = _coverage(science, template)
-    if coverage < min_coverage:
-        raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
-    swapped = subtract(template, science, min_coverage=0.0)
-    scale = np.float32(1 / swapped.exposure.summary["kernel_sum"])
-    summary = {**swapped.exposure.summary, "template_coverage": coverage, "kernel_sum": float(scale)}
-    exposure = dataclasses.replace(
-        swapped.exposure,
-        image=-scale * swapped.exposure.image,
-        variance=scale**2 * swapped.exposure.variance,
-        summary=summary | {"science_convolved": 1.0},
-    )
-    matched = dataclasses.replace(
-        template, image=scale * template.image, variance=scale**2 * template.variance, mask=exposure.mask
-    )
-    exposure, matched = (
-        dataclasses.replace(e, unit=science.unit, wcs=science.wcs, info=science.info) for e in (exposure, matched)
-    )
-    return Difference(exposure, matched, swapped.kernel)
+    filtered = convolve_image(np.where(bad, np.float32(0), difference), psf.centre()[::-1, ::-1])
+    return Difference(exposure, matched, kernel, filtered)
 
 
 def _coverage(science: Exposure, template: Exposure) -> float:

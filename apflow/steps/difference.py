@@ -6,8 +6,8 @@ import dataclasses
 
 import pandas as pd
 
-from apflow.config import Config
-from apflow.errors import DataError
+from apflow.config import Config, Subtract
+from apflow.errors import BadRequest, BadSubtraction, DataError
 from apflow.graph import node
 from apflow.model import ids, schema
 from apflow.model.exposure import Exposure
@@ -30,15 +30,30 @@ def match_template(science: Exposure, template: Template, config: Config) -> Exp
 
 @node
 def subtract(science: Exposure, matched: Exposure, config: Config) -> Difference:
-    """Difference image after PSF matching (Alard & Lupton 1998)."""
+    """Difference image after PSF matching; one that is too bad ends its detector."""
     settings = config.subtract
-    return pixels.subtract(
+    if settings.method != "alard-lupton":
+        raise BadRequest(f"subtract.method is {settings.method!r}; accepted: alard-lupton")
+    difference = pixels.subtract(
         science,
         matched,
-        kernel_order=1 if settings.kernel_order is None else settings.kernel_order,
+        convolve=settings.convolve,
+        kernel_order=settings.kernel_order,
         background_order=settings.background_order,
         min_coverage=settings.min_coverage,
+        decorrelate=settings.decorrelate,
     )
+    _judge(difference, settings)
+    return difference
+
+
+def _judge(difference: Difference, settings: Subtract) -> None:
+    """Refuse a difference that is worse than the limits; 0 is no limit."""
+    limits = {"residual_power": settings.max_residual_power, "bad_stamps": settings.max_bad_stamps}
+    for name, limit in limits.items():
+        value = difference.exposure.summary.get(name, 0.0)
+        if 0 < limit < value:
+            raise BadSubtraction(f"{name} of the subtraction is {value:.3g}; accepted: at most {limit:g}")
 
 
 @node

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from apflow.errors import BadRequest
 from apflow.model.region import Region
+from apflow.model.response import F4, crosstalk_matrix, linearity_tables
 from apflow.model.sky import deproject
 from apflow.model.wcs import Wcs, fit_wcs
 
@@ -59,7 +60,12 @@ class Amplifier:
 
 @dataclass(frozen=True)
 class Detector:
-    """One CCD: its place in the focal plane (mm) and its amplifiers."""
+    """One CCD: its place in the focal plane (mm) and its amplifiers.
+
+    `crosstalk` (victim, source) and `linearity` (amplifier, step) are as
+    `apflow.model.response` says, in the order of `amplifiers`; None where
+    there is none.
+    """
 
     id: int
     name: str
@@ -72,6 +78,8 @@ class Detector:
     y_mm: float
     yaw_deg: float
     amplifiers: tuple[Amplifier, ...]
+    crosstalk: F4 | None = field(default=None, compare=False, repr=False)
+    linearity: F4 | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -245,13 +253,11 @@ def load_camera(name: str, size: int | None = None) -> Camera:
 
 
 def _parse(tree: Mapping[str, Any]) -> Camera:
-    vendors = {name: _amplifiers(spec) for name, spec in tree["ccds"].items()}
-    detectors = []
-    for number, name, raft, purpose, vendor, x_mm, y_mm, yaw_deg in tree["detectors"]:
-        spec = tree["ccds"][vendor]
-        detectors.append(
-            Detector(number, name, raft, purpose, vendor, spec["nx"], spec["ny"], x_mm, y_mm, yaw_deg, vendors[vendor])
-        )
+    kinds = {name: _ccd(name, spec) for name, spec in tree["ccds"].items()}
+    detectors = [
+        Detector(number, name, raft, purpose, kind, x_mm=x_mm, y_mm=y_mm, yaw_deg=yaw_deg, **kinds[kind])
+        for number, name, raft, purpose, kind, x_mm, y_mm, yaw_deg in tree["detectors"]
+    ]
     return Camera(
         name=tree["name"],
         instrument=tree["instrument"],
@@ -262,6 +268,19 @@ def _parse(tree: Mapping[str, Any]) -> Camera:
         filters=tuple(Filter(**f) for f in tree["filters"]),
         detectors=tuple(detectors),
     )
+
+
+def _ccd(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the CCDs of one kind have in common."""
+    amplifiers = _amplifiers(spec)
+    names = [amp.name for amp in amplifiers]
+    try:
+        crosstalk = crosstalk_matrix(spec["crosstalk"], names) if "crosstalk" in spec else None
+        linearity = linearity_tables(spec["linearity"], names) if "linearity" in spec else None
+    except ValueError as error:
+        raise ValueError(f"CCD {kind}: {error}") from None
+    shape = {"nx": spec["nx"], "ny": spec["ny"]}
+    return {**shape, "amplifiers": amplifiers, "crosstalk": crosstalk, "linearity": linearity}
 
 
 def _amplifiers(spec: Mapping[str, Any]) -> tuple[Amplifier, ...]:

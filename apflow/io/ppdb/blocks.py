@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,29 +167,33 @@ def joined(frames: Sequence[pd.DataFrame], name: str) -> pd.DataFrame | None:
     room = made.room(sum(map(len, frames)))
     texts: list[list[pa.Array]] = [[] for _ in made.texts]
     end = 0
-    shape: tuple[bytes, bytes] | None = None
-    targets: list[_Target | None] = []
-    for frame in frames:
-        begin, end = end, end + len(frame)
-        manager = frame._mgr
-        if (found := (manager.blknos.tobytes(), manager.blklocs.tobytes())) != shape:
-            if not frame.columns.equals(made.columns):
-                return None
-            shape, targets = found, [room.target(b.mgr_locs.as_array, b.values) for b in manager.blocks]
-        for block, target in zip(manager.blocks, targets, strict=True):
-            values: Any = block.values
-            if target is None or type(values) is not target.kind:
+    for _, group in itertools.groupby(frames, _places):
+        alike = list(group)
+        if not alike[0].columns.equals(made.columns):
+            return None
+        begin, end = end, end + sum(map(len, alike))
+        managers = [f._mgr for f in alike]
+        for k, block in enumerate(managers[0].blocks):
+            target = room.target(block.mgr_locs.as_array, block.values)
+            # Column by column: to copy a frame's hundred pieces one by one takes ten times as long as their bytes do.
+            pieces: list[Any] = [m.blocks[k].values for m in managers]
+            if target is None or any(type(piece) is not target.kind for piece in pieces):
                 return None
             if target.text >= 0:
-                texts[target.text] += values._pa_array.chunks
+                texts[target.text] += [chunk for piece in pieces for chunk in piece._pa_array.chunks]
                 continue
-            plain = values if target.masks is None else values._data
-            if plain.dtype != target.values.dtype:
+            plain = pieces if target.masks is None else [piece._data for piece in pieces]
+            if any(values.dtype != target.values.dtype for values in plain):
                 return None
-            target.values[..., begin:end] = plain
+            np.concatenate(plain, axis=-1, out=target.values[..., begin:end])
             if target.masks is not None:
-                target.masks[begin:end] = values._mask
+                np.concatenate([piece._mask for piece in pieces], out=target.masks[begin:end])
     return room.frame([pa.chunked_array(chunks).combine_chunks() for chunks in texts])
+
+
+def _places(frame: pd.DataFrame) -> tuple[bytes, bytes]:
+    """Which block holds each column, and where in it."""
+    return frame._mgr.blknos.tobytes(), frame._mgr.blklocs.tobytes()
 
 
 def _number(flags: Sequence[bool]) -> I8:

@@ -149,7 +149,7 @@ class PostgresPpdb(Ppdb):
             return StoreReport()
         batch = prepare(results, outbox, processed_mjd_tai, radius_arcsec)
         self._make_months(batch)
-        return self._write(storing.store, batch)
+        return self._write(storing.store, batch, self._shared.pool)
 
     def _make_months(self, batch: Batch) -> None:
         sources = batch.rows["DiaSource"].table

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 
@@ -24,7 +25,7 @@ from apflow.io.ppdb.interface import StoreReport
 from apflow.io.ppdb.own_tables import OUTBOX
 from apflow.io.ppdb.postgres import ddl
 from apflow.io.ppdb.postgres.copy import columns_sql, copy_in, copy_out, encode, ids_sql
-from apflow.io.ppdb.postgres.pool import Connection
+from apflow.io.ppdb.postgres.pool import Connection, Pool
 from apflow.io.ppdb.postgres.sky import cells_condition
 from apflow.io.ppdb.postgres.turns import tell_ended
 from apflow.io.ppdb.sky_index import distinct
@@ -35,26 +36,66 @@ from apflow.model.ledger import Outcome
 #: Cells of sky that are locked, 14': a detector touches a few, so that those of one raft hold up no other.
 _LOCK_ORDER = 8
 _COPIED = tuple(name for name in BATCH_TABLES if name != MATCHES)
+#: Savepoint before the rows of a batch.
+_ALL = "before_rows"
 #: Detector-visits in the order in which every transaction locks them.
 _KEYS = "unnest(%s::text[], %s::int8[], %s::int2[]) AS k (instrument, visit, detector)"
 
 
-def store(con: Connection, batch: Batch) -> StoreReport:
-    """Store a batch within the transaction that `con` has open."""
+def store(con: Connection, batch: Batch, pool: Pool) -> StoreReport:
+    """Store a batch within the transaction that `con` has open.
+
+    Another connection looks who may be stored while the rows of all go in,
+    since nearly always all may; where not, the rows are taken back.
+    """
     guard.check_radius(batch)
-    with ThreadPoolExecutor(1) as pool:
-        # While the server looks who may be stored: nearly always all.
-        ahead = {name: pool.submit(_encoded, name, batch.rows[name].table) for name in _COPIED}
+    every = range(len(batch.keys))
+    with ThreadPoolExecutor(1) as encoder, ThreadPoolExecutor(1) as judge:
+        ahead = {name: encoder.submit(_encoded, name, batch.rows[name].table) for name in _COPIED}
         _lock(con, batch)
-        new, already = guard.split_stored(batch.keys, _stored(con, batch.keys))
-        accepted, lost = guard.judge(batch, new, _current(con, batch, new))
+        with pool.helpers(con, 1) as helpers:
+            # What other batches did is committed, since this one has its locks; of its own rows the helper sees none.
+            verdict = judge.submit(_verdict, helpers[0], batch) if helpers else _done(_verdict(con, batch))
+            refused = _try_rows(con, batch, every, ahead)
+            accepted, already, lost = verdict.result()
+        if len(accepted) == len(every):
+            if refused is not None:
+                raise refused
+        else:
+            con.execute(f"ROLLBACK TO SAVEPOINT {_ALL}")
+            _write_rows(con, batch, accepted, ahead)
         if accepted:
             _write_ledger(con, batch, accepted)
-            _write_rows(con, batch, accepted, ahead)
             _write_outbox(con, batch, accepted)
             tell_ended(con, [batch.keys[i] for i in accepted])
     stored, before, late = (tuple(batch.keys[i][1:] for i in which) for which in (accepted, already, lost))
     return StoreReport(stored, before, late)
+
+
+def _done[T](value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+def _verdict(con: Connection, batch: Batch) -> tuple[list[int], list[int], list[int]]:
+    """Detectors to store, that are stored already, and that lost a race."""
+    new, already = guard.split_stored(batch.keys, _stored(con, batch.keys))
+    accepted, lost = guard.judge(batch, new, _current(con, batch, new))
+    _check_ids(con, batch.rows["DiaSource"].of(accepted))
+    return accepted, already, lost
+
+
+def _try_rows(
+    con: Connection, batch: Batch, every: Sequence[int], ahead: Mapping[str, Future[bytes]]
+) -> Exception | None:
+    """Write all rows behind a savepoint; an error that rows of before explain is not raised yet."""
+    con.execute(f"SAVEPOINT {_ALL}")
+    try:
+        _write_rows(con, batch, every, ahead)
+    except (psycopg.errors.IntegrityError, psycopg.errors.CardinalityViolation) as error:
+        return error  # rows that are there already, or two of this batch that meet
+    return None
 
 
 def _lock(con: Connection, batch: Batch) -> None:
@@ -111,12 +152,11 @@ def _write_ledger(con: Connection, batch: Batch, accepted: Sequence[int]) -> Non
 
 
 def _write_rows(con: Connection, batch: Batch, accepted: Sequence[int], ahead: Mapping[str, Future[bytes]]) -> None:
+    """The rows of some detectors; those of `ahead` are of all."""
     for name in BATCH_TABLES:
         rows = batch.rows[name].of(accepted)
         if not rows.num_rows:
             continue
-        if name == "DiaSource":
-            _check_ids(con, rows)
         if name == MATCHES:
             _upsert(con, name, rows, "ON CONFLICT DO NOTHING")
         elif len(accepted) == len(batch.keys):
@@ -162,6 +202,8 @@ def _check_ids(con: Connection, rows: pa.Table) -> None:
 
     A day about the visit is looked through, since an id holds the day.
     """
+    if not rows.num_rows:
+        return
     ids, mjd = (rows.column(c).to_numpy() for c in ("diaSourceId", "midpointMjdTai"))
     unique, count = np.unique(ids, return_counts=True)
     twice = (

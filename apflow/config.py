@@ -82,6 +82,16 @@ class Injection:
     seed: int = 1
     catalog: str = ""  # Parquet file of fakes to inject instead: ra, dec (degrees), mag (AB)
 
+    def __post_init__(self) -> None:
+        if self.per_ccd < 0:
+            raise BadRequest(f"configuration key injection.per_ccd is {self.per_ccd}; accepted: 0 or more")
+        if not self.mag_min <= self.mag_max:
+            raise BadRequest(
+                f"configuration key injection.mag_min is {self.mag_min}; accepted: at most mag_max, {self.mag_max}"
+            )
+        if self.seed < 0:
+            raise BadRequest(f"configuration key injection.seed is {self.seed}; accepted: 0 or more")
+
 
 @dataclass(frozen=True)
 class SolarSystem:

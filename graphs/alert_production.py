@@ -19,6 +19,7 @@ from apflow.steps.batches import archive_packets, publish_alerts, register_outpu
 from apflow.steps.calibrate import calibrate, remove_signature
 from apflow.steps.difference import detect_and_measure, match_template, subtract
 from apflow.steps.fetch import await_science_images, fetch_calibs, fetch_template
+from apflow.steps.inject import inject_fakes
 from apflow.steps.metrics import dispatch_metrics
 from apflow.steps.package import package_alerts
 from apflow.steps.prepare import gather_prepared, preparation_report, prepare_detector, prepare_inputs
@@ -36,6 +37,7 @@ def detector(visit: Visit, detector: int, plan: Plan, config: Config) -> Detecto
     snaps = await_science_images(visit, detector, config)
     post_isr = remove_signature(snaps, calibs, visit, detector, config)
     science = calibrate(post_isr, calibs, config)
+    science = inject_fakes(science, config)
     matched = match_template(science, template, config)
     difference = subtract(science, matched, config)
     sources = detect_and_measure(difference, science, config)

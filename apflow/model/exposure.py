@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from apflow.model.psf import Psf
@@ -108,6 +109,8 @@ class Exposure:
         None for templates.
     summary : `dict` [`str`, `float`]
         Numbers worth a metric, by name with unit (``psf_fwhm_arcsec``).
+    injected : `pandas.DataFrame`, optional
+        The truth of the fakes in it, as `apflow.pixels.inject.inject` gives it; None without any.
     """
 
     image: F4
@@ -118,6 +121,7 @@ class Exposure:
     psf: Psf | None = None
     info: ImageInfo | None = None
     summary: Mapping[str, float] = field(default_factory=dict)
+    injected: pd.DataFrame | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from apflow.model.calibration import Intent, Masters
 from apflow.model.camera import Detector
 from apflow.model.exposure import Mask, Raw
+from apflow.pixels.crosstalk import Segments
 from apflow.pixels.interpolate import fill, masked_pixels, typical
-from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, read_row, row_levels
+from apflow.pixels.linearity import linearise, linearity_table
+from apflow.pixels.segments import check_raw, read_row
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -56,7 +58,7 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
     """Remove what earlier steps of calibration explain, and nothing of what the exposure is taken for.
 
     ========  =============================================================
-    bias      overscan row by row, master bias; ADU
+    bias      crosstalk, overscan row by row, linearity, master bias; ADU
     dark      the same, gain; electrons
     flat      the same, master dark times the exposure time; electrons
     cbp       the same, master flat; BAD pixels interpolated
@@ -89,16 +91,17 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
 
     image, mask = np.zeros(detector.shape, np.float32), np.zeros(detector.shape, np.int32)
     overscan, dead = {}, []
-    for amp in detector.amplifiers:
-        segment = native(raw.segments[amp.segment])
-        overscan[amp.name] = row_levels(segment, amp.ny, first_overscan(amp))
+    for number, segment in enumerate(Segments(raw, detector)):
+        amp, pixels = segment.amp, segment.pixels
+        overscan[amp.name] = segment.levels
         # All at the converter's limit is light, not death.
-        if is_dead(segment, amp) and not segment[0, amp.prescan] >= amp.saturation:
+        if segment.dead and not pixels[0, amp.prescan] >= amp.saturation:
             mask[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] = _NO_DATA
             dead.append(amp)
             continue
         _correct_segment(
-            segment, overscan[amp.name], (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, amp.flip_x, amp.flip_y,
+            pixels, segment.levels + segment.pedestal, linearity_table(detector, number),
+            (amp.x0, amp.y0, amp.nx, amp.ny), amp.prescan, amp.flip_x, amp.flip_y,
             np.float32(1.0 if intent is Intent.BIAS else amp.gain), np.float32(amp.saturation),
             np.float32(raw.info.exposure_time_s), bias, dark, flat, defects, image, mask,
         )  # fmt: skip
@@ -116,6 +119,7 @@ def correct(raw: Raw, detector: Detector, masters: Masters, intent: Intent) -> C
 def _correct_segment(
     segment: NDArray[Any],
     levels: F4,
+    table: F4,
     box: tuple[int, int, int, int],
     prescan: int,
     flip_x: bool,
@@ -144,6 +148,8 @@ def _correct_segment(
         for i in range(nx):
             bits[i] = sat if line[i] >= saturation else none
             line[i] -= level
+        if table.size:
+            linearise(line, table)
         if bias.size:
             other = bias[y, x0 : x0 + nx]
             for i in range(nx):

@@ -15,6 +15,7 @@ from apflow.errors import BadRequest, DataError
 from apflow.model.calibration import Intent, Masters
 from apflow.model.camera import Amplifier, Detector
 from apflow.model.exposure import Raw
+from apflow.pixels.crosstalk import Segments
 from apflow.pixels.segments import check_raw, first_overscan, is_dead, native, overscan_noise, raw_name, row_levels
 
 F4 = NDArray[np.float32]
@@ -60,7 +61,7 @@ class Master:
 def combine(raws: Sequence[Raw], detector: Detector, masters: Masters, intent: Intent) -> Master:
     """Combine bias, dark or flat exposures of one detector.
 
-    The overscan is subtracted row by row; of darks and flats the master bias,
+    Crosstalk is removed and the overscan subtracted row by row; of darks and flats the master bias,
     of flats the master dark too, where there are any. What is left, x, becomes
     sum(x) / sum(level): the best ratio where shot noise rules. A pixel whose
     values are not all within 4 sigma of that is the same sum over those within
@@ -97,14 +98,15 @@ def combine(raws: Sequence[Raw], detector: Detector, masters: Masters, intent: I
     image, variance = np.zeros(detector.shape, np.float32), np.full(detector.shape, np.inf, np.float32)
     counts = np.zeros(detector.shape, np.uint16)
     read_noise = np.full(len(detector.amplifiers), np.nan)
+    exposures = [Segments(raw, detector) for raw in raws]
     for number, amp in enumerate(detector.amplifiers):
-        segments = [native(raw.segments[amp.segment]) for raw in raws]
-        good = [k for k, s in enumerate(segments) if not is_dead(s, amp) and math.isfinite(levels[k])]
+        segments = [all_of[number] for all_of in exposures]
+        good = [k for k, s in enumerate(segments) if not s.dead and math.isfinite(levels[k])]
         if not good:
             continue
-        stack = np.stack([segments[k] for k in good])
-        rows = np.stack([row_levels(s, amp.ny, first_overscan(amp)) for s in stack])
-        noise = np.array([_noise(s, row, amp) for s, row in zip(stack, rows, strict=True)])
+        stack = np.stack([segments[k].pixels for k in good])
+        rows = np.stack([segments[k].levels + segments[k].pedestal for k in good])
+        noise = np.array([_noise(segments[k].pixels, segments[k].levels, amp) for k in good])
         read_noise[number] = np.median(noise)
         gain = 1.0 if intent is Intent.BIAS else amp.gain
         part = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]

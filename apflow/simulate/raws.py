@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from apflow.model.camera import Detector
 from apflow.model.exposure import ImageInfo, Raw
+from apflow.model.response import LINEARITY_STEP
 from apflow.model.visit import Visit
 from apflow.simulate.calibs import Response, response
 from apflow.simulate.draw import bleed, cosmic_rays
@@ -130,20 +131,41 @@ def read_out(
 ) -> dict[str, NDArray[np.uint16]]:
     """ADU of each segment, prescan and overscans included."""
     segments = {}
-    for amp, gain, level in zip(detector.amplifiers, ccd.gains, ccd.levels, strict=True):
-        part = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
-        flip = np.s_[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
+    lit = zip(detector.amplifiers, ccd.gains, ccd.levels, _signals(electrons, detector, ccd), strict=True)
+    for amp, gain, level, signals in lit:
         adu = rng.standard_normal(amp.raw_shape, np.float32)
         adu *= np.float32(amp.read_noise / gain)
         # The level wanders by an ADU or two while the rows go out; overscan columns see the same.
         drift = rng.uniform(-1.5, 1.5) * np.sin(np.linspace(0, rng.uniform(1, 6), amp.raw_shape[0]))
         adu += (level + drift).astype(np.float32)[:, None]
-        adu[: amp.ny, amp.prescan : amp.prescan + amp.nx] += (
-            electrons[part][flip] * np.float32(1.0 / gain) + ccd.bias[part][flip]
-        )
+        adu[: amp.ny, amp.prescan : amp.prescan + amp.nx] += signals
         np.rint(adu, out=adu)
         segments[amp.segment] = np.clip(adu, 0, 65535, out=adu).astype(np.uint16)
     return segments
+
+
+def _signals(electrons: F4, detector: Detector, ccd: Response) -> F4:
+    """ADU above the level, (n amplifiers, ny, nx) in the order of readout: gain, bias, linearity, crosstalk."""
+    amps = detector.amplifiers
+    signals = np.empty((len(amps), amps[0].ny, amps[0].nx), np.float32)
+    for own, amp, gain in zip(signals, amps, ccd.gains, strict=True):
+        part = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
+        flip = np.s_[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
+        np.multiply(electrons[part][flip], np.float32(1.0 / gain), out=own)
+        own += ccd.bias[part][flip]
+    return respond(signals, detector)
+
+
+def respond(signals: F4, detector: Detector) -> F4:
+    """What amplifiers make of true signals, (n amplifiers, ny, nx): linearity of each, and crosstalk between them."""
+    if detector.linearity is not None:
+        steps = np.arange(detector.linearity.shape[1], dtype=np.float32) * LINEARITY_STEP
+        for own, table in zip(signals, detector.linearity, strict=True):
+            if table.any():
+                own[:] = np.interp(own, steps + table, steps)
+    if detector.crosstalk is not None:
+        signals = signals + (detector.crosstalk @ signals.reshape(len(signals), -1)).reshape(signals.shape)
+    return signals
 
 
 def _describe(scene: Scene, snap: int) -> tuple[ImageInfo, dict[str, Any]]:

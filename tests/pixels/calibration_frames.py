@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from apflow.model.calibration import Masters
 from apflow.model.camera import Amplifier, Detector, load_camera
 from apflow.model.exposure import Raw
+from apflow.simulate.raws import respond
 from tests.pixels.night import info
 
 F8 = NDArray[np.float64]
@@ -50,10 +51,13 @@ class Ccd:
         """A raw with so many electrons of light a pixel (before the flat) and so much charge besides."""
         rng = np.random.default_rng(seed)
         electrons = rng.poisson(light * self.flat + (self.dark * time_s if dark else 0.0)) + charge
-        segments = {}
-        for amp, gain, noise in zip(self.detector.amplifiers, self.gains, self.noises, strict=False):
+        segments, signals = {}, []
+        for amp, gain in zip(self.detector.amplifiers, self.gains, strict=False):
             flip = np.s_[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
-            signal = (electrons[part(amp)] / (amp.gain * gain) + self.bias[part(amp)])[flip]
+            signals.append((electrons[part(amp)] / (amp.gain * gain) + self.bias[part(amp)])[flip])
+        # The converter's end: what is not read leaves no ghost.
+        signals = respond(np.minimum(signals, 64_000.0), self.detector)
+        for amp, gain, noise, signal in zip(self.detector.amplifiers, self.gains, self.noises, signals, strict=False):
             adu = rng.normal(1000.0 + 20 * amp.x0 / amp.nx, noise * amp.read_noise / (amp.gain * gain), amp.raw_shape)
             adu += np.linspace(0, 3, amp.raw_shape[0])[:, None]
             adu[: amp.ny, amp.prescan : amp.prescan + amp.nx] += signal

@@ -12,6 +12,7 @@ from apflow.model.camera import Camera, Detector, load_camera
 from apflow.model.exposure import Exposure, ImageInfo, Raw
 from apflow.model.products import Calibs
 from apflow.model.wcs import Wcs
+from apflow.simulate.raws import respond
 
 F8 = NDArray[np.float64]
 
@@ -127,10 +128,13 @@ def make_raw(detector: Detector, electrons: F8, calibs: Calibs, time_s: float = 
     rng = np.random.default_rng(seed)
     segments = {}
     lit = electrons * calibs.flat + calibs.dark * time_s
-    for number, amp in enumerate(detector.amplifiers):
+    signals = []
+    for amp in detector.amplifiers:
         own = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
         signal = lit[own] / amp.gain + calibs.bias[own]
-        signal = signal[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
+        signals.append(signal[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1])
+    signals = respond(np.array(signals), detector)
+    for number, (amp, signal) in enumerate(zip(detector.amplifiers, signals, strict=True)):
         adu = rng.normal(0, amp.read_noise / amp.gain, amp.raw_shape)
         adu += 1000.0 + 20 * number + np.linspace(0, 5, amp.raw_shape[0])[:, None]
         adu[: amp.ny, amp.prescan : amp.prescan + amp.nx] += signal

@@ -11,11 +11,14 @@ def reduce_raw(scenario: Scenario, raw: Raw, detector_id: int) -> np.ndarray:
     """Electrons of a raw image after the plainest signature removal, on the CCD's grid."""
     detector = scenario.load_camera().detector(detector_id)
     calibs = render_calibs(scenario, detector_id)
-    image = np.empty(detector.shape, np.float32)
+    image, read = np.empty(detector.shape, np.float32), []
     for amp in detector.amplifiers:
         segment = raw.segments[amp.segment].astype(np.float32)
         overscan = segment[: amp.ny, amp.prescan + amp.nx :].mean(1)
-        data = segment[: amp.ny, amp.prescan : amp.prescan + amp.nx] - overscan[:, None]
+        read.append(segment[: amp.ny, amp.prescan : amp.prescan + amp.nx] - overscan[:, None])
+    if detector.crosstalk is not None:
+        read = np.tensordot(np.linalg.inv(np.eye(len(read)) + detector.crosstalk).astype(np.float32), read, 1)
+    for amp, data in zip(detector.amplifiers, read, strict=True):
         data = data[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
         part = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
         image[part] = (data - calibs.bias[part]) * amp.gain

@@ -30,13 +30,15 @@ def render(intent, sequence=1, exposure_time_s=0.0, physical_filter="", **faults
 
 
 def image(raw):
-    """Overscan-corrected CCD in true electrons."""
+    """Overscan-corrected CCD in true electrons, crosstalk removed by the inverse of its matrix."""
     out = np.empty(DETECTOR.shape)
-    for amp, gain in zip(DETECTOR.amplifiers, response(SCENARIO, 4).gains, strict=True):
-        data = raw.segments[amp.segment].astype(float)
-        lit = data[: amp.ny, amp.prescan : amp.prescan + amp.nx]
-        level = data[: amp.ny, amp.prescan + amp.nx :].mean(1)
-        part = (lit - level[:, None])[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
+    segments = [raw.segments[amp.segment].astype(float) for amp in DETECTOR.amplifiers]
+    lit = [data[: a.ny, a.prescan : a.prescan + a.nx] for data, a in zip(segments, DETECTOR.amplifiers, strict=True)]
+    levels = [data[: a.ny, a.prescan + a.nx :].mean(1) for data, a in zip(segments, DETECTOR.amplifiers, strict=True)]
+    signals = np.array([light - level[:, None] for light, level in zip(lit, levels, strict=True)])
+    own = np.linalg.solve(np.eye(16) + DETECTOR.crosstalk, signals.reshape(16, -1)).reshape(signals.shape)
+    for amp, gain, signal in zip(DETECTOR.amplifiers, response(SCENARIO, 4).gains, own, strict=True):
+        part = signal[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
         out[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx] = part * gain
     return out
 

@@ -211,23 +211,17 @@ def _pairs(at: F8, tree: cKDTree, tolerance: float) -> tuple[I8, I8]:
 
 def _fit(stars: F8, offset: F8, shape: tuple[int, int], models: tuple[Model, ...]) -> tuple[F8, float]:
     """Coefficients through offsets, by the first model that the next one hardly betters, and the scatter about it."""
-    n = len(stars)
     best: tuple[F8, float] | None = None
     for model in models:
-        keep = np.ones(n, np.bool_)
+        fit = model(stars, offset, shape)
+        if fit is None:
+            break
         for _ in range(4):
-            fit = model(stars[keep], offset[keep], shape)
-            if fit is None:
-                break
             coefficients, terms = fit
             size = np.hypot(*(offset - _polynomial(stars, coefficients, shape)).T)
             # The median of the distances of a Gaussian scatter is 1.177 sigma.
-            again = size <= _CLIP * max(float(np.median(size[keep])) / 1.177, 1e-6)
-            if again.sum() <= terms:
-                break
-            keep = again
-        if fit is None:
-            break
+            keep = size <= _CLIP * max(float(np.median(size)) / 1.177, 1e-6)
+            fit = model(stars[keep], offset[keep], shape) or fit
         free = max(int(keep.sum()) - terms, 0.5)
         rms = float(np.sqrt((size[keep] ** 2).sum() / 2 / free))
         # A model with more terms must explain more than the noise that it takes up.

@@ -129,14 +129,13 @@ def _footprint(mask: I4, peaks: pd.DataFrame, x: F8, y: F8) -> dict[str, NDArray
     ny, nx = mask.shape
     off = _beyond(x, y, -0.5, mask.shape)
     outside = (box[:, 0] < 0) | (box[:, 1] < 0) | (box[:, 2] >= nx) | (box[:, 3] >= ny)
-    none = np.zeros(len(x), bool)
     out: dict[str, NDArray[np.generic]] = {
         "bboxSize": np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]) + 1,
         "pixelFlags": off,
         "pixelFlags_offimage": off,
         "pixelFlags_edge": ((whole & Mask.EDGE) != 0) | outside | off,
-        "pixelFlags_injected": none,
-        "pixelFlags_injectedCenter": none,
+        "pixelFlags_injected": (whole & Mask.INJECTED) != 0,
+        "pixelFlags_injectedCenter": (centre & Mask.INJECTED_CORE) != 0,
     }
     for name, plane in _FLAGS.items():
         out[f"pixelFlags_{name}"] = (whole & plane) != 0

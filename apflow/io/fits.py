@@ -116,14 +116,17 @@ def filter_of(header: Mapping[str, Any]) -> str:
 def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
     """What a primary header says; `where` names the file in errors.
 
-    The shutter's own times (SHUTTIME, SHUTOPEN, SHUTCLOS) stand before the
-    planned ones. A calibration (BIAS, DARK, FLAT, CBP) needs neither pointing,
-    NaN where there is none, nor filter, empty then.
+    The shutter's own times stand before the planned ones: SHUTTIME, or else
+    the time from SHUTOPEN to SHUTCLOS, before EXPTIME; SHUTOPEN and SHUTCLOS
+    before MJD-BEG and MJD-END (`shutter_offset_s` tells how they differ). A
+    calibration (BIAS, DARK, FLAT, CBP) needs neither pointing, NaN where there
+    is none, nor filter, empty then.
 
     Raises
     ------
     DataError
-        A keyword is missing or of a wrong kind, or times are not TAI.
+        A keyword is missing or of a wrong kind, times are not TAI, or the
+        exposure ends before it begins.
     """
 
     def get(kind: type, *keys: str) -> Any:
@@ -139,7 +142,10 @@ def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
     if (system := header.get("TIMESYS", "TAI")) != "TAI":
         raise DataError(f"{where}: keyword TIMESYS is {system!r}; accepted: TAI")
     numbered = header.get("DAYOBS") is not None and header.get("SEQNUM") is not None
-    time_s, begin = get(float, "SHUTTIME", "EXPTIME"), get(float, "SHUTOPEN", "MJD-BEG")
+    begin, moved = get(float, "SHUTOPEN", "MJD-BEG"), header.get("SHUTTIME") is None and _has_moved(header)
+    time_s = (get(float, "SHUTCLOS") - begin) * 86400.0 if moved else get(float, "SHUTTIME", "EXPTIME")
+    if not 0 <= time_s < math.inf:
+        raise DataError(f"{where}: the shutter was open for {time_s:g} s; accepted: 0 or more")
     image_type = str(header.get("IMGTYPE") or "OBJECT")
     calibration = is_calibration(image_type)
     pointing = {
@@ -164,6 +170,22 @@ def info_of(header: Mapping[str, Any], where: str | Path) -> ImageInfo:
         airmass=None if header.get("AIRMASS") is None else get(float, "AIRMASS"),
         **pointing,
     )
+
+
+def shutter_offset_s(header: Mapping[str, Any]) -> float:
+    """By how much the open-shutter time that was measured exceeds the planned one, seconds.
+
+    Of several measurements (SHUTTIME, SHUTOPEN to SHUTCLOS) the one that is
+    further from EXPTIME counts; NaN where there is none, or no EXPTIME.
+    """
+    planned = header.get("EXPTIME")
+    measured = [] if header.get("SHUTTIME") is None else [float(header["SHUTTIME"])]
+    measured += [(float(header["SHUTCLOS"]) - float(header["SHUTOPEN"])) * 86400.0] if _has_moved(header) else []
+    return math.nan if planned is None else max((t - float(planned) for t in measured), key=abs, default=math.nan)
+
+
+def _has_moved(header: Mapping[str, Any]) -> bool:
+    return header.get("SHUTOPEN") is not None and header.get("SHUTCLOS") is not None
 
 
 def write_exposure(path: str | Path, exposure: Exposure, extra: Mapping[str, Any] | None = None) -> None:

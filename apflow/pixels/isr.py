@@ -53,7 +53,8 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
         are INTRP, and their image is interpolated while their variance is
         kept, but dead amplifiers hold the sky's level. CROSSTALK: more than 3
         read noises of ghosts were removed. Image and variance are finite everywhere.
-        `summary` counts n_saturated_pixels, n_bad_pixels, n_dead_amplifiers.
+        `summary` counts n_saturated_pixels, n_bad_pixels, n_crosstalk_pixels,
+        n_dead_amplifiers.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
     check_raw(raw, detector, {name: getattr(calibs, name) for name in ("bias", "dark", "flat", "defects")})
     image, variance = np.zeros(detector.shape, np.float32), np.ones(detector.shape, np.float32)
     mask = np.zeros(detector.shape, np.int32)
-    dead = []
+    dead, n_ghosts = [], 0
     for number, segment in enumerate(Segments(raw, detector)):
         amp = segment.amp
         own = np.s_[amp.y0 : amp.y0 + amp.ny, amp.x0 : amp.x0 + amp.nx]
@@ -82,6 +83,7 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
         )  # fmt: skip
         flips = np.s_[:: -1 if amp.flip_y else 1, :: -1 if amp.flip_x else 1]
         mask[own][flips][np.unravel_index(segment.ghosts, (amp.ny, amp.nx))] |= _CROSSTALK
+        n_ghosts += int(np.count_nonzero(mask[own] & _CROSSTALK)) if segment.ghosts.size else 0
     if len(dead) == len(detector.amplifiers):
         raise DataError(
             f"raw {raw_name(raw)}: every amplifier is constant or has no finite pixel; accepted: a real image"
@@ -94,6 +96,7 @@ def remove_signature(raw: Raw, detector: Detector, calibs: Calibs) -> Exposure:
     summary = {
         "n_saturated_pixels": float(np.count_nonzero(found & _SAT)),
         "n_bad_pixels": float(np.count_nonzero(found & _BAD)),
+        "n_crosstalk_pixels": float(n_ghosts),
         "n_dead_amplifiers": float(len(dead)),
     }
     mask.reshape(-1)[where] |= _INTRP

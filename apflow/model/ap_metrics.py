@@ -30,8 +30,10 @@ STAGES: Mapping[str, tuple[Metric, ...]] = {
     "isr": (
         Metric("mjd_mid_tai", "d", "Midpoint of the exposure, MJD TAI."),
         Metric("exposure_time_s", "s", "Open-shutter time, that of all snaps together."),
+        Metric("shutter_offset_s", "s", "Measured open-shutter time of a snap less the planned one."),
         Metric("n_saturated_pixels", "ct", "Saturated pixels and those next to them."),
         Metric("n_bad_pixels", "ct", "Defects and pixels without sensitivity."),
+        Metric("n_crosstalk_pixels", "ct", "Pixels with more than 3 read noises of crosstalk removed."),
         Metric("n_dead_amplifiers", "ct", "Amplifiers without a signal."),
     ),
     "calibrate": (

@@ -55,6 +55,8 @@ FWHM_PX = 4.2
 VISITS = (0.9, 1.0, 1.1)
 #: Errors of registration, pixels: of low order over the image, and on the scale of the atmosphere's turns.
 SMOOTH_PX, TURBULENT_PX = 0.035, 0.035
+#: A constant star has no change this near.
+APART_PX = 16.0
 INFO = ImageInfo("LSSTCam", 94, 2025042000123, "g", 0, "r_57", "r", 150.0, 2.0, 0.0, 30.0, 60785.1, 60785.1003)
 
 
@@ -72,7 +74,7 @@ class Pair:
         "variable") and asked, the S/N that it was made for: 0 for variables, and for what is near a masked pixel or
         the border and does not count for completeness.
     constant : `pandas.DataFrame`
-        x, y, snr of the unsaturated stars that did not change.
+        x, y, snr (of the science image) of the unsaturated stars that did not change, nor anything near them.
     """
 
     name: str
@@ -233,10 +235,11 @@ def _pair(name: str, science: Exposure, template: Exposure, points: pd.DataFrame
     ix, iy = (np.clip(np.rint(c), 0, n - 1).astype(int) for c, n in ((x, nx), (y, ny)))
     clean = inside & ~bad[iy, ix]
     constant = points[clean & (points["kind"] == "star")]
-    constant = constant[["x", "y"]].assign(snr=constant["flux"] / unit).reset_index(drop=True)
+    constant = constant[["x", "y"]].assign(snr=constant["flux"] / unit)
     changed = points[points["kind"] != "star"]
+    apart = cKDTree(changed[["x", "y"]].to_numpy()).query(constant[["x", "y"]].to_numpy())[0] > APART_PX
     change = changed["flux"] - changed["template_flux"]
     asked = np.where(clean[changed.index], changed["asked"], 0.0)
     truth = changed[["x", "y", "kind"]].assign(flux=change, asked=asked)
     truth["snr"] = np.where(changed["asked"] > 0, changed["asked"], np.abs(change) / unit)
-    return Pair(name, science, template, truth.reset_index(drop=True), constant)
+    return Pair(name, science, template, truth.reset_index(drop=True), constant[apart].reset_index(drop=True))

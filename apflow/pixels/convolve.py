@@ -11,14 +11,18 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.model.kernel import Kernel
-from apflow.model.psf import polynomial_exponents, polynomial_terms
+from apflow.model.psf import polynomial_exponents
+from apflow.pixels.planes import INTRP, LOST
+from apflow.pixels.tiles import TILE, convolve_tiles
+from apflow.pixels.tiles import kernel_transform as kernel_transform
+
+#: Pixels that are looked at together for whether any of them has a bit.
+_STRETCH = 256
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
-C8 = NDArray[np.complex64]
+I4 = NDArray[np.int32]
 
-#: Side of an overlap-save tile, pixels: small enough for the cache, large beside a kernel.
-TILE = 256
 #: Images up to this side are transformed whole, larger ones in tiles.
 WHOLE = 1100
 
@@ -50,15 +54,7 @@ def convolve_varying(image: F4, kernel: Kernel) -> F4:
     """
     if max(image.shape) <= WHOLE or min(image.shape) < TILE:
         return _convolve_whole(image, kernel)
-    return _convolve_tiles(image, kernel)
-
-
-def kernel_transform(terms: F8, shape: tuple[int, int]) -> C8:
-    """Transforms (n, ny, nx // 2 + 1) of kernels (n, k, k) centred on the origin of a periodic image."""
-    k = terms.shape[-1]
-    out = np.zeros((len(terms), *shape), np.float32)
-    out[:, :k, :k] = terms
-    return np.asarray(scipy.fft.rfft2(np.roll(out, (-(k // 2), -(k // 2)), (1, 2)), axes=(1, 2)))
+    return convolve_tiles(image, kernel)
 
 
 def _convolve_whole(image: F4, kernel: Kernel) -> F4:
@@ -81,56 +77,6 @@ def _add_weighted(out, part, wx, wy):  # type: ignore[no-untyped-def]
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
             out[y, x] += wy[y] * wx[x] * part[y, x]
-
-
-def _convolve_tiles(image: F4, kernel: Kernel) -> F4:
-    ny, nx = image.shape
-    half = kernel.terms.shape[-1] // 2
-    valid = TILE - 2 * half
-    rows, columns = -(-ny // valid), -(-nx // valid)
-    pad_x = (half, columns * valid - nx + half)
-    transforms = kernel_transform(kernel.terms, (TILE, TILE))
-    out = np.empty((ny, nx), np.float32)
-    x_middle = np.minimum((np.arange(columns) + 0.5) * valid, nx - 1)
-    block = np.empty((columns, TILE, TILE), np.float32)
-    for row in range(rows):
-        y0, y1 = row * valid, min((row + 1) * valid, ny)
-        # Reflected row numbers: only one strip of tiles is copied at a time.
-        wanted = np.arange(y0 - half, y0 - half + TILE)
-        wanted = np.where(wanted < 0, -1 - wanted, wanted)
-        wanted = np.clip(np.where(wanted >= ny, 2 * ny - 1 - wanted, wanted), 0, ny - 1)
-        strip = np.pad(image[wanted], ((0, 0), pad_x), "symmetric")
-        for c in range(columns):
-            block[c] = strip[:, c * valid : c * valid + TILE]
-        transform = scipy.fft.rfft2(block, axes=(1, 2))
-        weights = polynomial_terms(x_middle, np.full(columns, (y0 + y1 - 1) / 2), kernel.shape, kernel.order)
-        _multiply(transform, transforms, weights.astype(np.float32))
-        result = scipy.fft.irfft2(transform, (TILE, TILE), axes=(1, 2), overwrite_x=True)
-        for c in range(columns):
-            x0, x1 = c * valid, min((c + 1) * valid, nx)
-            out[y0:y1, x0:x1] = result[c, half : half + y1 - y0, half : half + x1 - x0]
-    return out
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def _multiply(transform, kernels, weights):  # type: ignore[no-untyped-def]
-    for t in range(transform.shape[0]):
-        for y in range(transform.shape[1]):
-            for x in range(transform.shape[2]):
-                k = np.complex64(0)
-                for m in range(kernels.shape[0]):
-                    k += weights[t, m] * kernels[m, y, x]
-                transform[t, y, x] *= k
-
-
-def polynomial_image(coefficients: F8, order: int, shape: tuple[int, int]) -> F4:
-    """Polynomial over an image (ny, nx), terms as `apflow.model.psf.polynomial_terms`."""
-    ny, nx = shape
-    u, v = np.linspace(-1.0, 1.0, nx), np.linspace(-1.0, 1.0, ny)
-    exponents = polynomial_exponents(order)
-    along_x = np.stack([u**p for p, _ in exponents]).astype(np.float32)
-    along_y = np.stack([c * v**q for c, (_, q) in zip(coefficients, exponents, strict=True)], 1).astype(np.float32)
-    return np.asarray(along_y @ along_x)
 
 
 def smooth(image: F4, sigma_px: float) -> F4:
@@ -170,25 +116,39 @@ def _separable(image, taps):  # type: ignore[no-untyped-def]
 
 def grow(mask: NDArray[np.bool_], radius_px: int) -> NDArray[np.bool_]:
     """Grow the true pixels of a mask by a square of half-side ``radius_px``."""
-    if radius_px <= 0 or not mask.any():
-        return mask.copy()
-    return np.asarray(_dilate(mask, radius_px))
+    out = mask.copy()
+    if radius_px > 0:
+        _spread(np.ascontiguousarray(mask).view(np.uint8), 1, radius_px, out.view(np.uint8))
+    return out
+
+
+def grow_planes(mask: I4, planes: int, radius_px: int, out: I4) -> None:
+    """Set mask planes in `out` (ny, nx) within a square of half-side ``radius_px`` of the pixels of `mask` with them.
+
+    Pixels that may be used since they were interpolated do not count.
+    """
+    _spread(mask, planes, radius_px, out)
 
 
 @njit(cache=True, nogil=True)
-def _dilate(mask, radius):  # type: ignore[no-untyped-def]
+def _spread(mask, planes, radius, out):  # type: ignore[no-untyped-def]
     ny, nx = mask.shape
-    rows = np.zeros((ny, nx), np.bool_)
     for y in range(ny):
-        last = -radius - 1
-        for x in range(nx + radius):
-            if x < nx and mask[y, x]:
-                last = x
-            if x >= radius and x - radius >= last - radius and x - last <= 2 * radius and last >= 0:
-                rows[y, x - radius] = True
-    out = np.zeros((ny, nx), np.bool_)
-    for y in range(ny):
-        for j in range(max(0, y - radius), min(ny, y + radius + 1)):
-            for x in range(nx):
-                out[y, x] |= rows[j, x]
-    return out
+        row = mask[y]
+        for start in range(0, nx, _STRETCH):
+            # Most stretches of a row have none, which takes no branch to see.
+            some = 0
+            for value in row[start : start + _STRETCH]:
+                some |= value
+            if some & planes == 0:
+                continue
+            x, stop = start, min(start + _STRETCH, nx)
+            while x < stop:
+                value, first = row[x], x
+                while x < stop and row[x] == value:
+                    x += 1
+                bits = value & planes & (LOST if value & INTRP else -1)
+                if bits != 0:
+                    for j in range(max(0, y - radius), min(ny, y + radius + 1)):
+                        for i in range(max(0, first - radius), min(nx, x + radius)):
+                            out[j, i] |= bits

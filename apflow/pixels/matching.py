@@ -16,9 +16,10 @@ from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel, KernelStamps
 from apflow.model.psf import polynomial_terms
 from apflow.pixels.basis import Basis, convolved, make_basis
-from apflow.pixels.convolve import grow, polynomial_image
+from apflow.pixels.convolve import grow
 from apflow.pixels.planes import unusable
 from apflow.pixels.stamps import choose
+from apflow.pixels.surface import Surface
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -47,7 +48,7 @@ class Stamps:
 
 def fit_kernel(
     science: Exposure, template: Exposure, *, kernel_order: int | None = None, background_order: int = 2
-) -> tuple[Kernel, F4, dict[str, float]]:
+) -> tuple[Kernel, Surface, dict[str, float]]:
     """Fit the kernel that makes a template look like a science image.
 
     Parameters
@@ -65,7 +66,8 @@ def fit_kernel(
     Returns
     -------
     kernel : `Kernel`
-    background : `numpy.ndarray`, (ny, nx), float32
+    background : `Surface`
+        Of the science image over that of the template.
     summary : `dict`
         kernel_sum, n_stamps, n_stamps_rejected, bad_stamps (the part of all),
         kernel_chi2 (per degree of freedom, median over stamps), kernel_order.
@@ -105,7 +107,7 @@ def fit_kernel(
         "kernel_chi2": float(np.median(chi2[good])),
         "kernel_order": float(order),
     }
-    return kernel, polynomial_image(solution.background, solution.background_order, science.shape), summary
+    return kernel, Surface(solution.background, solution.background_order, science.shape), summary
 
 
 def _order(wanted: int | None, stamps: int) -> int:

@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from apflow.model.exposure import Exposure
 from apflow.model.kernel import KernelStamps
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
-from apflow.pixels.convolve import polynomial_image
-from apflow.pixels.forced import psf_flux, psf_radius, sky_snr
+from apflow.pixels.forced import psf_flux, psf_radius
 from apflow.pixels.planes import EDGE, unusable
 from apflow.pixels.stamps import find_peaks
+from apflow.pixels.surface import Surface
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 #: Blank-sky positions at which the noise of the difference is measured, at most.
@@ -33,13 +34,13 @@ _USUAL_ERROR, _LARGEST_ERROR = 0.01, 0.1
 _NOISE_PEAK = 2.5
 
 
-def residual_background(difference: F4, bad: Bool, order: int) -> F4:
+def residual_background(difference: F4, bad: Bool, order: int) -> Surface:
     """Polynomial through the medians of blank blocks, order 0 with few of them."""
     ny, nx = difference.shape
     side = max(32, min(ny, nx) // 16)
     x, y, level = block_medians(difference, bad, side, max(1, side // 64))
     if not len(level):
-        return np.zeros_like(difference)
+        return Surface(np.zeros(1), 0, (ny, nx))
     order = order if len(level) > 3 * len(polynomial_exponents(order)) else 0
     design = polynomial_terms(x, y, (ny, nx), order)
     keep = np.ones(len(level), np.bool_)
@@ -47,7 +48,7 @@ def residual_background(difference: F4, bad: Bool, order: int) -> F4:
         coefficients = np.linalg.lstsq(design[keep], level[keep], rcond=None)[0]
         residual = np.abs(level - design @ coefficients)
         keep = residual <= 4 * 1.4826 * np.median(residual[keep]) + 1e-12
-    return polynomial_image(coefficients, order, (ny, nx))
+    return Surface(coefficients, order, (ny, nx))
 
 
 def block_medians(image: F4, bad: Bool, side: int, step: int) -> tuple[F8, F8, F8]:
@@ -81,41 +82,57 @@ def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
     return x[:found], y[:found], level[:found]
 
 
-def noise_ratio(difference: Exposure, matched_image: F4) -> float:
+def noise_ratio(difference: Exposure, filtered: F4, matched_image: F4) -> float:
     """Robust scatter of the S/N of PSF fluxes on blank sky: 1 when the variance is right.
 
     Blank is what the matched template shows as such; over the whole image
     where next to nothing is blank.
+
+    Parameters
+    ----------
+    difference : `Exposure`
+    filtered : `numpy.ndarray`, (ny, nx), float32
+        Its PSF-matched map, see `apflow.model.products.Difference`.
+    matched_image : `numpy.ndarray`, (ny, nx), float32
     """
     ny, nx = difference.shape
     assert difference.psf is not None
     step = max(2, round(difference.psf.fwhm_px()), int(np.sqrt(ny * nx / _BLANK_SKY)))
-    y, x = (c.ravel() for c in np.mgrid[step:ny:step, step:nx:step])
-    inside = (difference.mask[y, x] & EDGE) == 0
-    light = matched_image[y, x]
+    y, x = (c.ravel() for c in np.mgrid[step : ny - 2 : step, step : nx - 2 : step])
+    inside = ((difference.mask[y, x] & EDGE) == 0) & ~_near(difference.mask, x, y)
+    y, x = y[inside], x[inside]
+    if len(x) < _LEAST_SKY:
+        return 1.0
+    light, variance = matched_image[y, x], difference.variance[y, x]
+    snr = filtered[y, x] / np.sqrt(np.maximum(variance, 1e-30) * (difference.psf.centre() ** 2).sum())
     # Well above the template's own noise: a cut within it would choose the quiet half.
     low, middle = np.quantile(light, (0.1587, 0.5))
-    blank = inside & (light < middle + 3 * (middle - low) + 0.25 * np.sqrt(difference.variance[y, x]))
-    for chosen in (blank, inside):
-        snr = sky_snr(difference, x[chosen], y[chosen])
-        snr = snr[np.isfinite(snr)]
-        if len(snr) >= _LEAST_SKY:
-            return float(1.4826 * np.median(np.abs(snr - np.median(snr))))
-    return 1.0
+    blank = light < middle + 3 * (middle - low) + 0.25 * np.sqrt(variance)
+    snr = snr[blank & (variance > 0)] if blank.sum() >= _LEAST_SKY else snr[variance > 0]
+    return float(1.4826 * np.median(np.abs(snr - np.median(snr)))) if len(snr) else 1.0
 
 
-def matching_error(difference: Exposure, matched_image: F4) -> float:
+def _near(mask: I4, x: I8, y: I8) -> Bool:
+    """True where a pixel must not be used among the 5 x 5 that hold most of a PSF."""
+    found = np.zeros(len(x), np.bool_)
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            found |= unusable(mask[None, y + dy, x + dx])[0]
+    return found
+
+
+def matching_error(difference: Exposure, matched_image: F4, scale: float = 1.0) -> float:
     """Error of the subtracted sources' PSF fluxes, as a fraction of the flux.
 
     Registration and PSF errors leave residuals in proportion to the flux. The
     60 % quantile over the bright sources of the image, of the residuals
-    within 2 px beyond what noise explains.
+    within 2 px beyond what noise explains, `scale` times the variance.
     """
     assert difference.psf is not None
     unfit = unusable(difference.mask) | ((difference.mask & EDGE) != 0)
     reach = psf_radius(difference.psf) + 3
     for level in _BRIGHT:
-        x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, level)
+        x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, level * np.sqrt(scale))
         if len(x) >= _LEAST:
             break
     else:
@@ -125,12 +142,12 @@ def matching_error(difference: Exposure, matched_image: F4) -> float:
     half = len(centre) // 2
     psf = centre[half - r : half + r + 1, half - r : half + r + 1].astype(np.float32)
     squared = _relative_residuals(
-        difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest]
+        difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest], scale
     )
     return float(min(np.sqrt(np.quantile(squared, 0.6, method="lower")), _LARGEST_ERROR))
 
 
-def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps | None) -> float:
+def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps | None, scale: float = 1.0) -> float:
     """Power that bright stars leave in a difference beyond noise, over that of their light.
 
     Square of the part of their light that is left, by pixels: 0 for a perfect
@@ -141,7 +158,7 @@ def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps
     Parameters
     ----------
     difference : `Exposure`
-        Its variance that of blank sky and photon noise alone.
+        Its variance times `scale` is that of blank sky and photon noise alone.
     matched_image : `numpy.ndarray`, (ny, nx), float32
         The image that was subtracted.
     stamps : `KernelStamps`, optional
@@ -153,7 +170,7 @@ def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps
     bad = unusable(difference.mask)
     left, light, noise = _powers(difference.image, difference.variance, bad, matched_image, stamps.x, stamps.y, radius)
     bright = light >= np.median(light / np.maximum(noise, 1e-30)) * noise
-    return float(max(np.median((left - noise)[bright] / np.maximum(light[bright], 1e-30)), 0.0))
+    return float(max(np.median((left - scale * noise)[bright] / np.maximum(light[bright], 1e-30)), 0.0))
 
 
 @njit(cache=True, nogil=True)
@@ -173,7 +190,7 @@ def _powers(image, variance, bad, matched, xs, ys, radius):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def _relative_residuals(image, variance, mask, matched, psf, xs, ys):  # type: ignore[no-untyped-def]
+def _relative_residuals(image, variance, mask, matched, psf, xs, ys, scale):  # type: ignore[no-untyped-def]
     """Largest squared residual flux about each source beyond noise, over its squared flux."""
     out = np.zeros(xs.size)
     for s in range(xs.size):
@@ -184,26 +201,26 @@ def _relative_residuals(image, variance, mask, matched, psf, xs, ys):  # type: i
                 flux, _, _, _ = psf_flux(image, variance, mask, psf, xs[s] + dx, ys[s] + dy)
                 largest = max(largest, flux * flux)
         if whole > 0:
-            out[s] = max(largest - _NOISE_PEAK * noise, 0.0) / (whole * whole)
+            out[s] = max(largest - _NOISE_PEAK * scale * noise, 0.0) / (whole * whole)
     return out
 
 
-def matching_variance(matched_image: F4, variance: F4, psf: Psf, error: float) -> F4:
-    """Variance (ny, nx) a pixel that gives a subtracted star a PSF flux error of `error` times its flux.
+def with_matching_variance(variance: F4, matched_image: F4, scale: float, psf: Psf, error: float) -> F4:
+    """Scaled variance (ny, nx), with what gives a subtracted star a PSF flux error of `error` times its flux.
 
     The noise of blank sky, two sigma, does not count as light of stars.
     """
     p = psf.centre()
     factor = np.float32(error * (p**2).sum() / np.sqrt((p**4).sum()))
-    return np.asarray(_excess_squared(matched_image, variance, factor))
+    return np.asarray(_with_excess(variance, matched_image, np.float32(scale), factor))
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _excess_squared(matched, variance, factor):  # type: ignore[no-untyped-def]
-    out = np.zeros(matched.shape, np.float32)
+def _with_excess(variance, matched, scale, factor):  # type: ignore[no-untyped-def]
+    out = np.empty_like(variance)
     for y in range(matched.shape[0]):
         for x in range(matched.shape[1]):
-            light = matched[y, x] - np.float32(2) * np.sqrt(variance[y, x])
-            if light > 0:
-                out[y, x] = (factor * light) ** 2
+            noise = scale * variance[y, x]
+            light = factor * max(matched[y, x] - np.float32(2) * np.sqrt(noise), np.float32(0))
+            out[y, x] = noise + light * light
     return out

@@ -16,6 +16,8 @@ Bool = NDArray[np.bool_]
 _PEAK_SNR = 6.0
 #: Part of a stamp that may be masked.
 _MASKED = 0.25
+#: Pixels that are looked at together for whether any of them is bright.
+_STRETCH = 64
 
 
 def choose(science: Exposure, template: Exposure, bad: Bool, half: int, most: int) -> tuple[I8, I8]:
@@ -91,16 +93,29 @@ def _find(image, variance, bad, margin, snr, xs, ys, values):  # type: ignore[no
     n = 0
     ny, nx = image.shape
     margin = max(margin, 2)
+    squared = snr * snr
     for y in range(margin, ny - margin):
-        for x in range(margin, nx - margin):
-            a = image[y, x]
-            if a > 0 and a * a > snr * snr * variance[y, x] and not bad[y, x]:
-                highest = True
-                for j in range(y - 2, y + 3):
-                    for i in range(x - 2, x + 3):
-                        if image[j, i] > a:
-                            highest = False
-                if highest and n < xs.size:
-                    xs[n], ys[n], values[n] = x, y, a / np.sqrt(variance[y, x])
+        row, noise = image[y], variance[y]
+        for start in range(margin, nx - margin, _STRETCH):
+            stop = min(start + _STRETCH, nx - margin)
+            # Most stretches of a row hold nothing, which takes no branch to see.
+            values_here, noise_here, bright = row[start:stop], noise[start:stop], False
+            for x in range(values_here.size):
+                bright |= values_here[x] * abs(values_here[x]) > squared * noise_here[x]
+            if not bright:
+                continue
+            for x in range(start, stop):
+                a = row[x]
+                if a > 0 and a * a > squared * noise[x] and not bad[y, x] and _highest(image, x, y, a) and n < xs.size:
+                    xs[n], ys[n], values[n] = x, y, a / np.sqrt(noise[x])
                     n += 1
     return n
+
+
+@njit(cache=True, nogil=True)
+def _highest(image, x, y, a):  # type: ignore[no-untyped-def]
+    for j in range(y - 2, y + 3):
+        for i in range(x - 2, x + 3):
+            if image[j, i] > a:
+                return False
+    return True

@@ -5,37 +5,33 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.fft
 from numba import njit
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
 from apflow.errors import BadRequest, DataError, NoTemplate
-from apflow.model.exposure import Exposure, Mask
+from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
 from apflow.model.products import Difference
-from apflow.model.psf import Psf
-from apflow.pixels.convolve import convolve as convolve_image
-from apflow.pixels.convolve import convolve_varying, grow, smooth
+from apflow.pixels.convolve import convolve_varying, grow_planes, smooth
+from apflow.pixels.decorrelation import convolved_psf, decorrelation, sky_variances
 from apflow.pixels.matching import fit_kernel
-from apflow.pixels.planes import EDGE, NO_DATA, SAT, unusable
+from apflow.pixels.planes import EDGE, HARD, NO_DATA, SAT, unusable
 from apflow.pixels.residuals import (
     matching_error,
-    matching_variance,
     noise_ratio,
     residual_background,
     residual_power,
+    with_matching_variance,
 )
+from apflow.pixels.tiles import whiten_and_filter
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I4 = NDArray[np.int32]
-Bool = NDArray[np.bool_]
 
 #: What may be convolved.
 CONVOLVE = ("auto", "template", "science")
-#: Side of the grid on which the decorrelation kernel is made, and of the kernel itself, pixels.
-_DECORRELATION_GRID, _DECORRELATION_SIZE = 128, 31
 #: A template is broader than the science image when its FWHM is so many times that one's.
 _BROADER = 1.1
 #: Noise that is less than this part of what the variances say is not measured: the images share theirs.
@@ -154,40 +150,44 @@ def _turned(difference: Difference, science: Exposure, template: Exposure) -> Di
 
 def _subtract(science: Exposure, template: Exposure, settings: _Settings) -> Difference:
     """Subtract the convolved template."""
-    psf = science.psf
-    assert psf is not None
     science, template = _finite(science), _finite(template)
     kernel, background, summary = fit_kernel(
         science, template, kernel_order=settings.kernel_order, background_order=settings.background_order
     )
-    matched_image = convolve_varying(template.image, kernel)
-    difference = science.image - matched_image
-    difference -= background
     mask = _difference_mask(science, template, kernel)
-    # A cosmic ray or a dead pixel would be spread by the decorrelation.
     bad = unusable(mask)
-    difference[bad & ((mask & SAT) == 0)] = 0.0
-    variance, matched_variance = _variances(science, template, kernel, settings.decorrelate)
+    matched_image = convolve_varying(template.image, kernel)
+    difference = background.taken_from(science.image - matched_image)
+    difference = residual_background(difference, bad, settings.background_order).taken_from(difference)
+    psf, whitening = science.psf, None
+    assert psf is not None
     if settings.decorrelate:
-        phi = decorrelation(kernel.centre(), *_mean_variances(science, template))
-        difference = convolve_image(difference, phi)
-        psf = _convolved_psf(psf, phi)
-    difference -= residual_background(difference, bad, settings.background_order)
+        whitening = decorrelation(kernel.centre(), *sky_variances(science, template))
+        psf = convolved_psf(psf, whitening)
+    # Bad pixels are left out before: a cosmic ray or a saturated core would be spread.
+    difference, filtered = whiten_and_filter(difference, bad, whitening, psf.centre())
+    variance, matched_variance = _variances(science, template, kernel, settings.decorrelate)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
-    measured = noise_ratio(exposure, matched_image)
-    scale = max(measured, _LEAST_NOISE)
-    summary |= {"variance_scale": scale**2, "diff_mad_snr": measured}
-    variance *= np.float32(scale**2)
-    scaled = dataclasses.replace(exposure, variance=variance)
-    error = matching_error(scaled, matched_image)
-    summary |= {"matching_error": error, "residual_power": residual_power(scaled, matched_image, kernel.stamps)}
-    variance += matching_variance(matched_image, variance, psf, error)
-    exposure = dataclasses.replace(exposure, variance=variance, summary=summary)
+    exposure, found = _with_true_noise(exposure, filtered, matched_image, kernel)
+    exposure = dataclasses.replace(exposure, summary=summary | found)
     matched = Exposure(
         matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info, template.summary
     )
-    filtered = convolve_image(np.where(bad, np.float32(0), difference), psf.centre()[::-1, ::-1])
     return Difference(exposure, matched, kernel, filtered)
+
+
+def _with_true_noise(
+    exposure: Exposure, filtered: F4, matched_image: F4, kernel: Kernel
+) -> tuple[Exposure, dict[str, float]]:
+    """The difference with a variance that blank sky and subtracted stars bear out, and what they showed."""
+    assert exposure.psf is not None
+    measured = noise_ratio(exposure, filtered, matched_image)
+    scale = max(measured, _LEAST_NOISE) ** 2
+    error = matching_error(exposure, matched_image, scale)
+    power = residual_power(exposure, matched_image, kernel.stamps, scale)
+    variance = with_matching_variance(exposure.variance, matched_image, scale, exposure.psf, error)
+    summary = {"variance_scale": scale, "diff_mad_snr": measured, "matching_error": error, "residual_power": power}
+    return dataclasses.replace(exposure, variance=variance), summary
 
 
 def _coverage(science: Exposure, template: Exposure) -> float:
@@ -220,22 +220,15 @@ def _finite(exposure: Exposure) -> Exposure:
 
 def _difference_mask(science: Exposure, template: Exposure, kernel: Kernel) -> I4:
     """Science mask, with the template's bad pixels as far as the kernel's core spreads them."""
-    reach = _core_radius(kernel.centre())
-    mask = science.mask.copy()
-    bad = unusable(template.mask)
-    present = int(np.bitwise_or.reduce(template.mask, None))
-    for plane in (Mask.BAD, Mask.SAT, Mask.CR, Mask.NO_DATA):
-        if present & plane:
-            _set(mask, grow(bad & ((template.mask & plane) != 0), reach), plane)
     assert science.psf is not None
-    _set(mask, grow((mask & SAT) != 0, round(1.5 * science.psf.fwhm_px())), Mask.SAT)
+    reach, halo = _core_radius(kernel.centre()), round(1.5 * science.psf.fwhm_px())
+    mask = science.mask.copy()
+    grow_planes(template.mask, HARD & ~SAT, reach, mask)
+    grow_planes(template.mask, SAT, reach + halo, mask)
+    grow_planes(science.mask, SAT, halo, mask)
     for border in (np.s_[:reach], np.s_[-reach:], np.s_[:, :reach], np.s_[:, -reach:]):
         mask[border] |= EDGE
     return mask
-
-
-def _set(mask: I4, where: Bool, plane: Mask) -> None:
-    np.bitwise_or(mask, np.int32(plane), out=mask, where=where)
 
 
 def _core_radius(kernel: F8) -> int:
@@ -246,42 +239,6 @@ def _core_radius(kernel: F8) -> int:
         if weight[half - r : half + r + 1, half - r : half + r + 1].sum() > 0.9 * weight.sum():
             return r
     return 6
-
-
-def _mean_variances(science: Exposure, template: Exposure) -> tuple[float, float]:
-    """Median sky variances of the two images."""
-    part = np.s_[::5, ::5]
-    ok = ~unusable(science.mask[part] | template.mask[part])
-    if not ok.any():
-        raise DataError("no pixel is good in both science image and template")
-    return float(np.median(science.variance[part][ok])), float(np.median(template.variance[part][ok]))
-
-
-def decorrelation(kernel: F8, science_variance: float, template_variance: float) -> F8:
-    """Kernel that whitens the noise of a difference (DMTN-021, equation 2), sum 1.
-
-    Parameters
-    ----------
-    kernel : `numpy.ndarray`, (k, k)
-        The matching kernel.
-    science_variance, template_variance : `float`
-        Mean variances a pixel before matching.
-    """
-    n, k = _DECORRELATION_GRID, len(kernel)
-    placed = np.zeros((n, n))
-    placed[:k, :k] = kernel
-    power = np.abs(scipy.fft.fft2(placed)) ** 2
-    whole = science_variance + template_variance * kernel.sum() ** 2
-    phi = np.sqrt(whole / np.maximum(science_variance + template_variance * power, 1e-6 * whole))
-    image = scipy.fft.fftshift(scipy.fft.ifft2(phi).real)
-    half = _DECORRELATION_SIZE // 2
-    cut = image[n // 2 - half : n // 2 + half + 1, n // 2 - half : n // 2 + half + 1]
-    return np.asarray(cut / cut.sum())
-
-
-def _convolved_psf(psf: Psf, kernel: F8) -> Psf:
-    terms = np.stack([fftconvolve(term, kernel, mode="same") for term in psf.terms])
-    return Psf(terms, psf.shape)
 
 
 def _variances(science: Exposure, template: Exposure, kernel: Kernel, decorrelate: bool) -> tuple[F4, F4]:

@@ -9,8 +9,9 @@ import pytest
 
 from apflow.errors import DataError, NoTemplate
 from apflow.model.exposure import Mask
+from apflow.pixels.decorrelation import decorrelation
 from apflow.pixels.forced import forced_flux, sky_snr
-from apflow.pixels.subtract import decorrelation, subtract
+from apflow.pixels.subtract import subtract
 from tests.pixels.scenes import gaussian_psf, pair
 
 

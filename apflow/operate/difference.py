@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pandas as pd
 from astropy.table import Table
 
 from apflow.config import Config
-from apflow.errors import BadRequest, DataError
 from apflow.io.alerts.container import block, header
 from apflow.io.alerts.cutouts import cutout_fits
 from apflow.io.alerts.packets import build_packets
@@ -21,19 +19,17 @@ from apflow.io.atomic import atomic
 from apflow.io.fits import write_exposure
 from apflow.io.tables import write_table
 from apflow.model import schema
-from apflow.model.exposure import Exposure, Mask
+from apflow.model.exposure import Exposure
 from apflow.model.products import Difference, History
 from apflow.operate import any_fits
+from apflow.operate.any_pair import on_one_grid
 from apflow.operate.sheet import write_sheet
 from apflow.pixels.cutouts import cut, cutout_size
 from apflow.pixels.detect import detect, mark
 from apflow.pixels.measure import measure
 from apflow.pixels.subtract import subtract
-from apflow.pixels.warp import warp
 
 _THRESHOLD = 5.0
-#: Two grids that agree this well, in pixels, need no warp.
-_SAME_GRID_PX = 0.02
 _MIN_COVERAGE = 0.02
 _FLUXES = ("psfFlux", "apFlux", "scienceFlux", "templateFlux")
 
@@ -66,9 +62,9 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
     DataError
         A file has no usable image, or the images do not overlap.
     """
-    first, second = any_fits.read(Path(science)), any_fits.read(Path(template))
-    second = _aligned(first, second, science, template)
-    prepared, matched = any_fits.prepare(first), any_fits.prepare(second)
+    paths = Path(science), Path(template)
+    prepared, matched = (any_fits.prepare(any_fits.read(path)) for path in paths)
+    prepared, matched, placement = on_one_grid(prepared, matched, paths)
     prepared, matched = any_fits.with_psf(prepared, matched), any_fits.with_psf(matched, prepared)
     prepared, matched = (
         any_fits.without_cosmic_rays(prepared, matched),
@@ -92,49 +88,8 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
     report: dict[str, Any] = {name: str(out / name) for name in names}
     report |= {"sources": len(sources), "alerts": alerts, "flux_unit": prepared.unit}
     report |= {"science_fwhm_px": prepared.summary["psf_fwhm_px"], "template_fwhm_px": matched.summary["psf_fwhm_px"]}
-    return report | dict(result.exposure.summary)
-
-
-def _aligned(science: Exposure, template: Exposure, science_path: Path, template_path: Path) -> Exposure:
-    """The template on the science image's grid."""
-    if science.wcs is None or template.wcs is None:
-        if science.shape == template.shape:
-            return template
-        which = " and ".join(str(p) for e, p in ((science, science_path), (template, template_path)) if e.wcs is None)
-        raise BadRequest(
-            f"{science_path} of shape {science.shape} and {template_path} of shape {template.shape} cannot be aligned: "
-            f"no WCS in {which}; accepted: a WCS in both, or images of one shape that are aligned already"
-        )
-    if science.shape == template.shape and _same_grid(science, template):
-        return template
-    # The warp takes a pixel of unknown variance for one without data; here it is estimated later.
-    unknown = not np.isfinite(template.variance).any()
-    if unknown:
-        template = dataclasses.replace(template, variance=np.zeros_like(template.image))
-    warped = warp(template, science.wcs, science.shape)
-    if unknown:
-        warped = dataclasses.replace(warped, variance=np.full_like(warped.image, np.nan))
-    if ((warped.mask & Mask.NO_DATA) != 0).all():
-        middles = [_middle(e) for e in (science, template)]
-        raise DataError(
-            f"{science_path} and {template_path} do not overlap on the sky: their middles (RA, Dec) are "
-            f"{middles[0]} and {middles[1]}"
-        )
-    return warped
-
-
-def _same_grid(science: Exposure, template: Exposure) -> bool:
-    assert science.wcs is not None and template.wcs is not None
-    ny, nx = science.shape
-    x, y = np.array([0.0, nx, 0.0, nx, nx / 2]), np.array([0.0, 0.0, ny, ny, ny / 2])
-    px, py = template.wcs.sky_to_pixel(*science.wcs.pixel_to_sky(x, y))
-    return bool(np.nanmax(np.hypot(px - x, py - y)) < _SAME_GRID_PX)
-
-
-def _middle(exposure: Exposure) -> str:
-    assert exposure.wcs is not None
-    ra, dec = exposure.wcs.pixel_to_sky(exposure.shape[1] / 2, exposure.shape[0] / 2)
-    return f"({float(ra):.4f}, {float(dec):+.4f})"
+    report |= {"aligned_by": placement.by, "resampled": placement.resampled, "alignment_note": placement.note}
+    return report | placement.numbers | dict(result.exposure.summary)
 
 
 def _write_tables(out: Path, sources: pd.DataFrame, unit: str) -> None:

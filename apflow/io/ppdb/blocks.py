@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +191,23 @@ def joined(frames: Sequence[pd.DataFrame], name: str) -> pd.DataFrame | None:
             if target.masks is not None:
                 np.concatenate([piece._mask for piece in pieces], out=target.masks[begin:end])
     return room.frame([pa.chunked_array(chunks).combine_chunks() for chunks in texts])
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, where many frames are made.
+
+    A focal plane's history is 100,000 objects, none of them garbage; for them
+    the collector looks through all others of the process several times, which
+    takes as long as to read the rows.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _places(frame: pd.DataFrame) -> tuple[bytes, bytes]:

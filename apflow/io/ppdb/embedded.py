@@ -19,6 +19,7 @@ import pyarrow as pa
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.ppdb import ownership
 from apflow.io.ppdb.batch import prepare
+from apflow.io.ppdb.blocks import uncollected
 from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.engine import Engine
 from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
@@ -217,8 +218,9 @@ class EmbeddedPpdb(Ppdb):
         if not wanted:
             return []
         parts = self._ask("histories", list(wanted), margin_arcsec, radius_arcsec, days)
-        columns = [_cut(parts[name], name) for name in ("DiaObject", "DiaSource", "DiaForcedSource", "DrpObject")]
-        return [History(*frames) for frames in zip(*columns, strict=True)]
+        with uncollected():
+            columns = [_cut(parts[name], name) for name in ("DiaObject", "DiaSource", "DiaForcedSource", "DrpObject")]
+            return [History(*frames) for frames in zip(*columns, strict=True)]
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""

@@ -105,6 +105,7 @@ def _not_in_ledger(table: str) -> str:
 
 
 _SAME_OBJECT = 'o."diaObjectId" = t."diaObjectId"'
+_INJECTED = 'coalesce(t."pixelFlags_injected", false)'
 _SAME_SOURCE = 'o."diaSourceId" = t."diaSourceId"'
 _RULES = (
     _Rule(
@@ -131,8 +132,20 @@ _RULES = (
     ),
     _Rule(
         "a DiaSource has a DiaObject or an SSObject",
-        _without("DiaSource", '"diaSourceId"', 'coalesce(t."ssObjectId", 0) = 0', "DiaObject", _SAME_OBJECT),
+        _without(
+            "DiaSource",
+            '"diaSourceId"',
+            'coalesce(t."ssObjectId", 0) = 0 AND NOT ' + _INJECTED,
+            "DiaObject",
+            _SAME_OBJECT,
+        ),
         _RESTORE,
+    ),
+    _Rule(
+        "a DiaSource that is injected has no DiaObject, no SSObject and no alert",
+        f'SELECT "diaSourceId" FROM "DiaSource" t WHERE {_INJECTED} AND (coalesce(t."diaObjectId", 0) <> 0 '
+        'OR coalesce(t."ssObjectId", 0) <> 0 OR EXISTS (SELECT 1 FROM outbox o WHERE o.alert_id = t."diaSourceId"))',
+        _BY_HAND,
     ),
     _Rule(
         "a DiaForcedSource has a DiaObject",

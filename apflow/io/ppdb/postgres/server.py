@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from apflow.errors import BadRequest
 from apflow.io.ppdb.batch import Batch, prepare
+from apflow.io.ppdb.blocks import uncollected
 from apflow.io.ppdb.drp import conform_drp
 from apflow.io.ppdb.interface import Ppdb, Statement, StoreReport, Wanted
 from apflow.io.ppdb.postgres import ddl, operating, outbox, partitions, reading, storing, turns
@@ -114,7 +115,8 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         if not wanted:
             return []
-        return self._look_up(histories, self._shared.pool, wanted, margin_arcsec, radius_arcsec, days)
+        with uncollected():
+            return self._look_up(histories, self._shared.pool, wanted, margin_arcsec, radius_arcsec, days)
 
     def getDrpObjects(self, region: Region, margin_arcsec: float = 60.0) -> pd.DataFrame:
         """See `Ppdb`."""

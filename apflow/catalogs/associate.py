@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from apflow.catalogs.diaobject import new_versions
 from apflow.catalogs.drp import nearest_drp
+from apflow.catalogs.injected import is_injected
 from apflow.catalogs.matching import best_pairs
 from apflow.catalogs.positions import Places, neighbours, pair_cost
 from apflow.catalogs.solar_system import POSITION, check_columns, ss_sources
@@ -45,7 +46,8 @@ def associate(
     within the radius a source takes the only object there is, but pushes no
     better pair aside. Sources of Solar System objects go first and have no
     DiaObject; what is left alone becomes a new DiaObject with the source's own
-    id. The order of rows does not matter.
+    id. Sources with the light of a fake (pixelFlags_injected) get neither, see
+    `apflow.catalogs.injected`. The order of rows does not matter.
 
     Parameters
     ----------
@@ -83,14 +85,16 @@ def associate(
     places, known = Places.of(objects), objects["diaObjectId"].to_numpy(np.int64)
     limits = radius_arcsec, position_floor_arcsec
 
-    moving = _moving(found, ss_objects, *limits)
-    matched = _match(found, places, moving == 0, *limits)
-    fresh = (matched < 0) & (moving == 0)
+    ours = ~is_injected(schema.bare(frame[["pixelFlags_injected"]]))[order]
+    moving = _moving(found, ss_objects, ours, *limits)
+    ours &= moving == 0
+    matched = _match(found, places, ours, *limits)
+    fresh = (matched < 0) & ours
     if fresh.sum() > max_new_objects:
         raise DataError(
             f"{fresh.sum()} DiaSources would make new DiaObjects; accepted: at most {max_new_objects} a detector"
         )
-    owner = np.where(moving == 0, ids[order], 0)
+    owner = np.where(ours, ids[order], 0)
     owner[matched >= 0] = known[matched[matched >= 0]]
     frame["diaObjectId"], frame["ssObjectId"] = (_column(v, order) for v in (owner, moving))
 
@@ -135,12 +139,14 @@ def pair_gain(cost: F8, radius_arcsec: float) -> F8:
     return np.where(excess > 0.0, 1.0 / (1.0 + excess), alone - cost)
 
 
-def _moving(sources: Places, ss_objects: pd.DataFrame | None, radius: float, floor: float) -> I8:
-    """ssObjectId of each source, 0 for none."""
+def _moving(
+    sources: Places, ss_objects: pd.DataFrame | None, free: NDArray[np.bool_], radius: float, floor: float
+) -> I8:
+    """ssObjectId of each source, 0 for none; only `free` sources have one."""
     if ss_objects is None or not len(ss_objects):
         return np.zeros(len(sources), np.int64)
     check_columns(ss_objects)
     table = ss_objects.sort_values("ssObjectId", kind="stable").reindex(columns=[*POSITION, "ra_dec_Cov"])
-    matched = _match(sources, Places.of(table), np.ones(len(sources), bool), radius, floor)
+    matched = _match(sources, Places.of(table), free, radius, floor)
     ids = table["ssObjectId"].to_numpy(np.int64)
     return np.where(matched >= 0, ids[matched], 0)

@@ -6,6 +6,7 @@ The names are those of `apflow.model.exposure.Exposure.summary` and of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from apflow.model.metrics import Metric, complete
 
 Values = dict[str, dict[str, float | None]]
 
+#: Fakes are counted above each of these predicted S/N, up to the next.
+INJECTION_SNR = (3, 5, 7, 10, 20)
 #: Metrics of a detector-visit by stage, which is an action of the dataset ``ap_metrics`` and a topic of Sasquatch.
 STAGES: Mapping[str, tuple[Metric, ...]] = {
     "inputs": (
@@ -62,6 +65,22 @@ STAGES: Mapping[str, tuple[Metric, ...]] = {
         Metric("depth_mag", "mag", "Magnitude of a point source of 5 sigma."),
         Metric("effective_time_s", "s", "Exposure time of the same depth under nominal conditions (SMTN-002)."),
         Metric("effective_time_ratio", "", "effective_time_s over the exposure time (Neilsen et al. 2016)."),
+    ),
+    "injection": (
+        Metric("n_injected", "ct", "Fakes on good pixels."),
+        Metric("n_injected_found", "ct", "Fakes that a DiaSource was found for."),
+        *(
+            metric
+            for low, text in zip(
+                INJECTION_SNR,
+                (*(f"{a} to {b}" for a, b in itertools.pairwise(INJECTION_SNR)), f"above {INJECTION_SNR[-1]}"),
+                strict=True,
+            )
+            for metric in (
+                Metric(f"n_injected_snr{low}", "ct", f"Fakes of a predicted S/N {text}."),
+                Metric(f"n_injected_found_snr{low}", "ct", f"Fakes found of a predicted S/N {text}."),
+            )
+        ),
     ),
     "template": (
         Metric("template_coverage", "", "Part of the detector's pixels that the template covers."),
@@ -152,6 +171,12 @@ VISIT: Mapping[str, tuple[Metric, ...]] = {
         *(Metric(f"n_{state}", "ct", f"Detectors that ended as {state}.") for state in State),
         Metric("total_n_sources", "ct", "DiaSources of all detectors."),
         Metric("total_n_alerts", "ct", "Alerts of all detectors."),
+        Metric("total_n_injected", "ct", "Fakes on good pixels of all detectors."),
+        Metric("injected_completeness", "", "Part of these fakes that was found."),
+        *(
+            Metric(f"injected_completeness_snr{low}", "", f"The same from a predicted S/N of {low} to the next.")
+            for low in INJECTION_SNR
+        ),
         *(
             Metric(f"p{p}_alert_latency_s", "s", f"Within this {p} % of the detectors' alerts were published.")
             for p in _PERCENTILES
@@ -210,6 +235,7 @@ def over_visit(detectors: Iterable[Mapping[str, float]]) -> Values:
     values |= {f"n_{state}": float(sum(row.get(f"is_{state}", 0.0) for row in rows)) for state in State}
     for total, name in (("total_n_sources", "n_sources"), ("total_n_alerts", "n_alerts")):
         values[total] = sum(_known(rows, name))
+    values |= _completeness(rows)
     for name in SUMMIT:
         if known := _known(rows, name):
             found = (min(known), float(np.median(known)), max(known))
@@ -222,3 +248,14 @@ def over_visit(detectors: Iterable[Mapping[str, float]]) -> Values:
 
 def _known(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
+
+
+def _completeness(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the fakes of a visit, nothing where there were none."""
+    values = {}
+    for end in ("", *(f"_snr{low}" for low in INJECTION_SNR)):
+        if n := sum(_known(rows, f"n_injected{end}")):
+            values[f"injected_completeness{end}"] = sum(_known(rows, f"n_injected_found{end}")) / n
+    if known := _known(rows, "n_injected"):
+        values["total_n_injected"] = sum(known)
+    return values

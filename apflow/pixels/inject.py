@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
-from apflow.pixels.forced import shift_psf
+from apflow.pixels.forced import forced_flux, shift_psf
 from apflow.pixels.planes import unusable
 from apflow.pixels.stars import find_stars, stellar_locus
 from apflow.pixels.warp import TABLE
@@ -156,6 +156,39 @@ def inject(exposure: Exposure, fakes: pd.DataFrame, electrons_per_njy: float, rn
     if "injectionId" not in table:
         table["injectionId"] = np.arange(len(table))
     return dataclasses.replace(exposure, image=image, variance=variance, mask=mask, injected=table[list(_COLUMNS)])
+
+
+def touched(exposure: Exposure, x: F8, y: F8) -> Flags:
+    """Whether light of fakes is within a FWHM of positions (px)."""
+    out = np.zeros(len(x), bool)
+    if exposure.injected is None or exposure.psf is None:
+        return out
+    reach = int(np.ceil(exposure.psf.fwhm_px()))
+    light = (exposure.mask & int(Mask.INJECTED)) != 0
+    for i in np.flatnonzero(np.isfinite(x) & np.isfinite(y)):
+        ix, iy = round(x[i]), round(y[i])
+        out[i] = light[max(iy - reach, 0) : max(iy + reach + 1, 0), max(ix - reach, 0) : max(ix + reach + 1, 0)].any()
+    return out
+
+
+def without_fakes(exposure: Exposure, science: Exposure) -> Exposure:
+    """An exposure on the grid of the science image, without data where this has light of fakes.
+
+    For the stamps of alerts: what goes out shows no fake, nor a part of one.
+    """
+    if science.injected is None:
+        return exposure
+    light = (science.mask & int(Mask.INJECTED)) != 0
+    image, variance = (np.where(light, np.float32(np.nan), plane) for plane in (exposure.image, exposure.variance))
+    mask = np.where(light, exposure.mask | int(Mask.NO_DATA), exposure.mask)
+    return dataclasses.replace(exposure, image=image, variance=variance, mask=mask)
+
+
+def difference_snr(fakes: pd.DataFrame, difference: Exposure) -> F8:
+    """Predicted S/N of fakes on a difference image: their flux over the error of a PSF flux there; NaN off it."""
+    _, err = forced_flux(difference, fakes["x"].to_numpy(float), fakes["y"].to_numpy(float))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(fakes["flux_njy"].to_numpy(float) / err)
 
 
 def _roomy(mask: NDArray[np.int32]) -> Flags:

@@ -19,6 +19,7 @@ from apflow.model.ids import mid_night
 from apflow.model.products import Associated, Difference, History, Plan
 from apflow.model.region import Region
 from apflow.pixels.forced import forced_flux
+from apflow.pixels.inject import touched
 
 
 @node(waits=True)
@@ -87,7 +88,8 @@ def force_photometry(
     x, y = wcs.sky_to_pixel(objects["ra"].to_numpy(float), objects["dec"].to_numpy(float))
     flux, flux_err = forced_flux(difference.exposure, x, y)
     science_flux, science_flux_err = forced_flux(science, x, y)
-    measured = np.isfinite(flux) & np.isfinite(flux_err)
+    # Nothing in a DiaForcedSource says that a fake's light is in it.
+    measured = np.isfinite(flux) & np.isfinite(flux_err) & ~touched(science, x, y)
     return forced_rows(
         objects[measured],
         psf_flux=flux[measured],

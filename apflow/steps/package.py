@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from apflow.catalogs.diaobject import with_forced_fluxes
+from apflow.catalogs.injected import injection_metrics, is_injected
 from apflow.config import Config
 from apflow.graph import node
 from apflow.io.alerts.cutouts import cutout_fits
@@ -34,7 +35,9 @@ from apflow.model.products import (
     Snaps,
 )
 from apflow.pixels.cutouts import cut, cutout_size
+from apflow.pixels.inject import difference_snr, without_fakes
 
+_INJECTED = "injected_sources"
 #: Columns of DiaSource whose true values are counted.
 _FLAGS = {"negative": "isNegative", "dipoles": "isDipole"}
 
@@ -50,7 +53,10 @@ def package_alerts(
     science: Exposure,
     config: Config,
 ) -> DetectorResult:
-    """Packets with stamps; difference image, DiaSources and metrics as files. No plane leaves the worker."""
+    """Packets with stamps; difference image, DiaSources and metrics as files. No plane leaves the worker.
+
+    No packet tells of a fake, nor shows one; see `apflow.catalogs.injected`.
+    """
     info, visit = science.info, plan.visit
     assert info is not None
     associated = with_forced(associated, history, forced)
@@ -60,7 +66,13 @@ def package_alerts(
     metrics |= take_counts(visit.visit, info.detector) | {"n_snaps_missing": float(len(snaps.missing))}
     metrics |= {f"n_{kind}": float(associated.sources[flag].sum()) for kind, flag in _FLAGS.items()}
     metrics |= association_metrics(associated, history, forced, packets)
-    paths = {name: output_path(config.butler, name, visit, info.detector, plan.run) for name in OUTPUTS}
+    injected = _injected(difference, science)
+    metrics |= injection_metrics(injected, associated.sources) if injected is not None else {}
+    paths = {
+        name: output_path(config.butler, name, visit, info.detector, plan.run)
+        for name in OUTPUTS
+        if name != _INJECTED or injected is not None
+    }
     result = DetectorResult(
         visit=visit,
         detector=info.detector,
@@ -83,7 +95,19 @@ def package_alerts(
     write_provenance(paths["ap_provenance"], record)
     write_exposure(paths["difference_image"], difference.exposure, keywords(record))
     write_catalogues(result)
+    if injected is not None:
+        write_table(paths[_INJECTED], injected)
     return result
+
+
+def _injected(difference: Difference, science: Exposure) -> pd.DataFrame | None:
+    """The truth of the fakes, with the S/N at which they should be seen."""
+    fakes, info = science.injected, science.info
+    if fakes is None or info is None:
+        return None
+    return fakes.assign(
+        visit=info.exposure, detector=info.detector, band=info.band, snr=difference_snr(fakes, difference.exposure)
+    )
 
 
 def association_metrics(
@@ -130,10 +154,10 @@ def packets_of(
     stamps: Mapping[int, tuple[bytes, bytes, bytes]],
     config: Config,
 ) -> tuple[Packet, ...]:
-    """One alert packet for each DiaSource; orbits of Solar System objects are read where there are any."""
+    """One alert packet for each DiaSource that is no fake; orbits of Solar System objects are read where need be."""
     names = associated.ss_sources["designation"].dropna()
     return build_packets(
-        associated.sources,
+        associated.sources[~is_injected(associated.sources)],
         associated.objects,
         history,
         forced,
@@ -152,10 +176,12 @@ def _stamps(
 ) -> dict[int, tuple[bytes, bytes, bytes]]:
     limits = config.packets.cutout_px, config.packets.cutout_max_px
     stamps = {}
+    sources = sources[~is_injected(sources)]
+    planes = (without_fakes(difference.exposure, science), without_fakes(science, science), difference.matched)
     boxes = sources["bboxSize"].fillna(0)
     for key, x, y, box in zip(sources["diaSourceId"], sources["x"], sources["y"], boxes, strict=True):
         size = cutout_size(box, *limits)
-        cuts = [cut(plane, x, y, size) for plane in (difference.exposure, science, difference.matched)]
+        cuts = [cut(plane, x, y, size) for plane in planes]
         # All three lie on the science grid: given one WCS, its tangent is worked out once.
         d, s, t = (cutout_fits(c._replace(wcs=cuts[1].wcs)) for c in cuts)
         stamps[int(key)] = (d, s, t)

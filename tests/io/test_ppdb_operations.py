@@ -122,6 +122,15 @@ def test_orphans_are_found(sound: Ppdb) -> None:
         assert found == {"a DiaSource has a DiaObject or an SSObject": (1, f"diaSourceId {source['diaSourceId']}")}
     sound.change([Statement(f'UPDATE "DiaSource" SET "diaObjectId" = NULL, "ssObjectId" = 7 {which}')])
     assert not check(sound)  # an object of the solar system
+    fake = f'UPDATE "DiaSource" SET "diaObjectId" = NULL, "ssObjectId" = NULL, "pixelFlags_injected" = true {which}'
+    # It has an alert of this night: a fake must have none.
+    found = broken(sound, fake, f'UPDATE "DiaSource" SET "pixelFlags_injected" = false, "ssObjectId" = 7 {which}')
+    assert found == {
+        "a DiaSource that is injected has no DiaObject, no SSObject and no alert": (
+            1,
+            f"diaSourceId {source['diaSourceId']}",
+        )
+    }
     sound.change(
         [Statement(f'UPDATE "DiaSource" SET "diaObjectId" = {source["diaObjectId"]}, "ssObjectId" = NULL {which}')]
     )

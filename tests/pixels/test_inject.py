@@ -11,7 +11,7 @@ import pytest
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
 from apflow.pixels.forced import forced_flux
-from apflow.pixels.inject import catalog_fakes, inject, place_fakes
+from apflow.pixels.inject import catalog_fakes, inject, place_fakes, touched, without_fakes
 from apflow.pixels.planes import unusable
 from apflow.pixels.stars import find_stars
 from tests.pixels.scenes import exposure, gaussian_psf, pair, stars_image
@@ -168,3 +168,16 @@ def test_a_catalogue_gives_those_on_the_image_by_their_row() -> None:
 def test_a_bad_catalogue_is_named(catalog: dict[str, list[object]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         catalog_fakes(pair().science, pd.DataFrame(catalog))
+
+
+def test_what_a_fake_touches_is_known_and_can_be_left_out() -> None:
+    science = blank()
+    with_fakes = inject(science, fakes_at([100.0], [100.0], 18.0), GAIN, np.random.default_rng(1))
+    x, y = np.array([100.0, 118.0, 121.0, 200.0, np.nan, -40.0]), np.array([100.0, 100.0, 100.0, 50.0, 3.0, 100.0])
+    assert touched(with_fakes, x, y).tolist() == [True, True, False, False, False, False]
+    assert not touched(science, x, y).any()
+    clean = without_fakes(with_fakes, with_fakes)
+    light = (with_fakes.mask & int(Mask.INJECTED)) != 0
+    assert np.isnan(clean.image[light]).all() and (clean.mask[light] & int(Mask.NO_DATA)).all()
+    assert np.array_equal(clean.image[~light], science.image[~light])
+    assert without_fakes(science, science) is science

@@ -35,6 +35,7 @@ DATASET_TYPES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("dia_source_detector", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
     ("ap_provenance", _DETECTOR_VISIT, "ApflowProvenance", False),
+    ("injected_sources", _DETECTOR_VISIT, "DataFrame", False),
     ("ap_delivery_metrics", _DETECTOR_VISIT, "MetricMeasurementBundle", False),
     ("ap_visit_metrics", ("instrument", "visit"), "MetricMeasurementBundle", False),
     ("calibration_metrics", _DETECTOR_EXPOSURE, "MetricMeasurementBundle", False),

@@ -17,6 +17,7 @@ OUTPUTS = {
     "dia_source_detector": "parquet",
     "ap_metrics": "json",
     "ap_provenance": "json",
+    "injected_sources": "parquet",  # of detectors that fakes were injected into
 }
 #: The same of what is known when the alerts of a visit are out.
 DELIVERED = {

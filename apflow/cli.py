@@ -159,6 +159,14 @@ def replay(
     image_timeout: Annotated[
         float, typer.Option(parser=number(float, 0.1, 86_400), metavar="SECONDS", help="How long to wait for an image.")
     ] = 120.0,
+    rafts_at_a_time: Annotated[
+        int,
+        typer.Option(
+            parser=number(int, 0, 1000),
+            metavar="N",
+            help="Simulate and process one visit N rafts at a time, removing the pixels of each; 0: all at once.",
+        ),
+    ] = 0,
 ) -> None:
     """Simulate visits of a whole focal plane and process them end to end, with no server.
 
@@ -186,6 +194,7 @@ def replay(
         report=report,
         json_file=json_file,
         image_timeout_s=image_timeout,
+        rafts_at_a_time=rafts_at_a_time,
     )
     try:
         with interruptible():

@@ -1,14 +1,23 @@
-"""What a run cost: CPU and memory of the worker processes."""
+"""What a run cost: CPU and memory of the worker processes; memory and disk of everything together."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
+import psutil
 from distributed import Client
+
+#: Between two looks at memory and disk.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,67 @@ class Meter:
             driver_core_s=_usage()[1] - self.driver_begun,
             peak_rss_mib=max((rss for _, _, rss in now), default=0.0),
         )
+
+    def __add__(self, other: Meter) -> Meter:
+        """Both together, one after the other."""
+        return Meter(
+            self.core_s + other.core_s,
+            self.driver_core_s + other.driver_core_s,
+            max(self.peak_rss_mib, other.peak_rss_mib),
+        )
+
+
+class Footprint:
+    """The most memory and disk that this process, its children and some folders take, looked at now and then.
+
+    Parameters
+    ----------
+    folders : sequence of `pathlib.Path`
+        Each outside the others; they need not exist yet.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="apflow footprint", daemon=True)
+        #: Resident sizes added up; pages that processes share count once for each.
+        self.peak_memory_bytes = 0
+        self.peak_disk_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Look now."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, _memory_bytes())
+        self.peak_disk_bytes = max(self.peak_disk_bytes, sum(map(_disk_bytes, self._folders)))
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            self.look()
+
+
+def _memory_bytes() -> int:
+    me, total = psutil.Process(), 0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def _disk_bytes(folder: Path) -> int:
+    """What the files below a folder take of the disk."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return total
 
 
 def _ask(client: Client) -> list[tuple[int, float, float]]:

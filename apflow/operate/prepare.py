@@ -35,9 +35,11 @@ _KINDS = ("bias", "dark", "flat", "defects")
 _VALIDITY_DAYS = 30.0
 _RECORD = "replay.json"
 #: What a user calls it.
-_SPOKEN = {"nvisits": "--visits", "nsnaps": "--snaps", "cadence_s": "--cadence", "physical_filter": "--filter"} | {
-    name: f"--{name}" for name in ("camera", "size", "seed", "detectors")
-}
+_SPOKEN = (
+    {"nvisits": "--visits", "nsnaps": "--snaps", "cadence_s": "--cadence", "physical_filter": "--filter"}
+    | {"rafts_at_a_time": "--rafts-at-a-time"}
+    | {name: f"--{name}" for name in ("camera", "size", "seed", "detectors")}
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -77,6 +79,9 @@ class Record:
         Whether calibs, templates and reference stars are there.
     rendered : `int`
         Visits whose raw images were made.
+    rafts_at_a_time, turn : `int`
+        Rafts that are simulated and processed together, 0 for all; and of such
+        turns, how many are over. `prepared` and `rendered` are of the current one.
     finished : `bool`
         Whether all visits were processed and reported.
     """
@@ -86,11 +91,14 @@ class Record:
     prepared: bool = False
     rendered: int = 0
     finished: bool = False
+    rafts_at_a_time: int = 0
+    turn: int = 0
 
     @classmethod
-    def of(cls, scenario: Scenario) -> Record:
+    def of(cls, scenario: Scenario, rafts_at_a_time: int = 0) -> Record:
         """That of a new repository."""
-        return cls({**dataclasses.asdict(scenario), "detectors": list(scenario.detectors)})
+        asked = {**dataclasses.asdict(scenario), "detectors": list(scenario.detectors)}
+        return cls(asked, rafts_at_a_time=rafts_at_a_time)
 
     @classmethod
     def read(cls, root: Path) -> Record | None:
@@ -108,7 +116,7 @@ class Record:
             file.write(json.dumps(dataclasses.asdict(self)).encode())
 
 
-def open_replay(root: Path, scenario: Scenario, *, own: bool) -> Record:
+def open_replay(root: Path, scenario: Scenario, *, own: bool, rafts_at_a_time: int = 0) -> Record:
     """Make the repository of a replay, or find the one to continue.
 
     Parameters
@@ -118,6 +126,8 @@ def open_replay(root: Path, scenario: Scenario, *, own: bool) -> Record:
     own : `bool`
         Whether the folder is the replay's own default: a finished replay in
         it then makes room for the next.
+    rafts_at_a_time : `int`
+        Rafts of a turn, 0 for all.
 
     Returns
     -------
@@ -129,12 +139,12 @@ def open_replay(root: Path, scenario: Scenario, *, own: bool) -> Record:
     BadRequest
         The folder holds something else, or a replay of another scenario.
     """
-    found, new = Record.read(root), Record.of(scenario)
+    found, new = Record.read(root), Record.of(scenario, rafts_at_a_time)
     if found is not None:
-        difference = _difference(found.scenario, new.scenario)
+        difference = _difference(found.scenario | _turns(found), new.scenario | _turns(new))
         if difference and not own:
             raise BadRequest(f"{root} holds another replay: {difference}; or give another --butler")
-        if found.prepared and not difference and not (own and found.finished):
+        if (found.prepared or found.turn) and not difference and not (own and found.finished):
             record = dataclasses.replace(found, scenario=new.scenario)
             record.write(root)
             return record
@@ -145,6 +155,10 @@ def open_replay(root: Path, scenario: Scenario, *, own: bool) -> Record:
     create_repository(root, scenario.camera, scenario.size)
     new.write(root)
     return new
+
+
+def _turns(record: Record) -> dict[str, Any]:
+    return {"rafts_at_a_time": record.rafts_at_a_time}
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -171,7 +185,8 @@ def prepare(root: Path, scenario: Scenario, pool: ProcessPoolExecutor, progress:
     repository = Repository.open(root, writeable=True)
     _prepare_calibs(repository, folder, scenario, pool, progress)
     grid = skymap(scenario)
-    wanted = cells(scenario, scenario.detectors)
+    # An earlier turn left those that this one needs, too.
+    wanted = [cell for cell in cells(scenario, scenario.detectors) if not _cell_path(folder, cell).is_file()]
     futures = {pool.submit(_cell, scenario, cell, folder): (cell.tract, cell.patch) for cell in wanted}
     files = {futures[f]: Path(f.result()) for f in _watched(futures, "templates", progress)}
     band = scenario.load_filter().band
@@ -214,8 +229,12 @@ def _calibs(scenario: Scenario, detector: int, folder: Path) -> dict[str, str]:
     return paths
 
 
+def _cell_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"template_{cell.tract}_{cell.patch}.fits"
+
+
 def _cell(scenario: Scenario, cell: Cell, folder: Path) -> str:
-    path = folder / f"template_{cell.tract}_{cell.patch}.fits"
+    path = _cell_path(folder, cell)
     write_exposure(path, render_cell(scenario, cell))
     return str(path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,32 +16,25 @@ from rich.console import Console
 
 from apflow.config import Config
 from apflow.errors import BadRequest
-from apflow.graphs import alert_production
-from apflow.io.arrivals import Ingestor
 from apflow.io.kafka.embedded import embedded
 from apflow.io.ppdb import open_ppdb
 from apflow.model.camera import Camera, load_camera
-from apflow.model.ledger import Outcome, StepRecord
-from apflow.model.visit import Visit
-from apflow.operate.deliver import Delivery, with_publication
+from apflow.model.ledger import Outcome
+from apflow.operate.deliver import with_publication
 from apflow.operate.detector import outcomes_of
-from apflow.operate.local_run import CORES, MAX_WORKERS, runner_of, workers_here
-from apflow.operate.meter import Meter
-from apflow.operate.prepare import Record, open_replay, prepare, simulation_pool
+from apflow.operate.local_run import CORES, MAX_WORKERS
+from apflow.operate.meter import Footprint
+from apflow.operate.prepare import open_replay
 from apflow.operate.progress import ReplayProgress
-from apflow.operate.recover import recover
 from apflow.operate.report import write_report
 from apflow.operate.report_console import print_tables
 from apflow.operate.repository import check_urls, repository_config
+from apflow.operate.stage import Stage
 from apflow.operate.stamps import pick_stamps
 from apflow.operate.summary import ledger_frame, summarise
-from apflow.run import GatherEnded
-from apflow.simulate.player import Player
+from apflow.operate.turns import make_room, truth_path, turns_of
 from apflow.simulate.scenario import Scenario, visits
 from apflow.simulate.score import score
-
-#: nextVisit is sent at least this long before the exposure.
-_NOTICE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,7 @@ class Request:
     report: Path
     json_file: Path | None
     image_timeout_s: float
+    rafts_at_a_time: int = 0
 
 
 def run_replay(request: Request, console: Console) -> dict[str, Any]:
@@ -83,11 +76,13 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     workers = request.workers or CORES
     _check(request)
     root = Path(request.butler) if request.butler else request.report / "butler"
-    record = open_replay(root, scenario, own=not request.butler)
+    record = open_replay(root, scenario, own=not request.butler, rafts_at_a_time=request.rafts_at_a_time)
     request.report.mkdir(parents=True, exist_ok=True)
     config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
+    turns = turns_of(scenario, camera, request.rafts_at_a_time)
 
     with (
+        Footprint([request.report, *([] if root.is_relative_to(request.report) else [root])]) as footprint,
         embedded(config.kafka) as kafka,
         open_ppdb(config.ppdb_url, create=True) as ppdb,
         ReplayProgress(console, camera) as progress,
@@ -95,28 +90,41 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         config = dataclasses.replace(config, kafka=kafka)
         if record.ppdb != config.ppdb_url and len(ppdb.ledger()):
             raise BadRequest(f"PPDB {config.ppdb_url!r} holds visits that are not of this replay; accepted: a new one")
-        player = Player(scenario, root / "simulated" / "raws", root / "landing")
         record = dataclasses.replace(record, ppdb=config.ppdb_url)
-        record, truth = _simulate(record, root, player, min(workers, len(scenario.detectors)), progress)
+        with Stage(root, ppdb, config, camera, workers, max(len(part.detectors) for part in turns), progress) as stage:
+            for turn, part in enumerate(turns[record.turn :], record.turn):
+                record = stage.play(record, part, turn)
+                if request.rafts_at_a_time:
+                    make_room(root, turns, turn)
+                    record = dataclasses.replace(record, turn=turn + 1, prepared=False, rendered=0)
+                    record.write(root)
         expected = [(v.visit, d) for v in visits(scenario) for d in scenario.detectors]
-        before = [o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)]
-        done = {(o.visit, o.detector): o for o in recover(ppdb, visits(scenario), before, config)}
-        with Delivery(ppdb, config) if kafka.bootstrap else contextlib.nullcontext():
-            result = _process(player, _todo(scenario, done), config, camera, workers, progress)
-        outcomes = with_publication(ppdb, [*done.values(), *result.outcomes])
+        before = {(o.visit, o.detector): o for o in outcomes_of(ppdb) if (o.visit, o.detector) in set(expected)}
+        now = {(o.visit, o.detector): o for o in stage.outcomes}
+        outcomes = with_publication(ppdb, list((before | now).values()))
         tables = {name: ppdb.table(name) for name in ("DiaSource", "DiaObject", "outbox")}
+        footprint.look()
+    truth = pd.concat([pd.read_parquet(truth_path(root, turn)) for turn in range(len(turns))], ignore_index=True)
+    truth = truth.sort_values(["visit", "detector", "truth_id"], ignore_index=True)
 
     summary = summarise(
         outcomes,
         len(expected),
         score(truth, tables["DiaSource"], expected),
-        processed=len(result.outcomes),
+        processed=len(stage.outcomes),
         since_unix=since_unix,
-        gathers=result.gathers,
-        meter=result.meter,
+        gathers=stage.gathers,
+        meter=stage.meter,
         wall_s=time.monotonic() - begin,
         seed=request.seed,
     )
+    summary["footprint"] = {
+        "rafts_at_a_time": request.rafts_at_a_time,
+        "graphs": len(turns) * len(visits(scenario)),
+        "peak_memory_gib": footprint.peak_memory_bytes / 2**30,
+        "peak_disk_gb": footprint.peak_disk_bytes / 1e9,
+        "simulation_wall_s": stage.simulation_s,
+    }
     _write(request, scenario, camera, config, summary, outcomes, truth, tables)
     dataclasses.replace(record, finished=True).write(root)
     print_tables(summary, console)
@@ -133,6 +141,9 @@ def _check(request: Request) -> None:
         An output cannot be written.
     """
     check_urls(request.ppdb, request.alerts)
+    if request.rafts_at_a_time and request.visits > 1:
+        # Nothing would be left of a raft for the second one.
+        raise BadRequest(f"--rafts-at-a-time with --visits {request.visits} is not accepted: one visit")
     if not 0 <= request.workers <= MAX_WORKERS:
         raise BadRequest(f"--workers {request.workers} is not accepted: 0 (one a core) to {MAX_WORKERS}")
     folders = {"--report": request.report}
@@ -146,81 +157,6 @@ def _check(request: Request) -> None:
             raise BadRequest(f"{option} {folder} is not accepted: {there} is not a folder that can be written to")
 
 
-def _simulate(
-    record: Record, root: Path, player: Player, processes: int, progress: ReplayProgress
-) -> tuple[Record, pd.DataFrame]:
-    """Make what is not there yet: calibs, templates, reference stars, raw images; gives the truth, too."""
-    scenario, kept = player.scenario, root / "simulated" / "truth.parquet"
-    if record.rendered >= scenario.nvisits and kept.is_file():
-        return record, pd.read_parquet(kept)
-    with simulation_pool(processes) as pool:
-        if not record.prepared:
-            prepare(root, scenario, pool, progress.simulated)
-            record = dataclasses.replace(record, prepared=True)
-            record.write(root)
-        truth = player.render(lambda n, total: progress.simulated("raw images", n, total), pool)
-    truth.to_parquet(kept)
-    record = dataclasses.replace(record, rendered=scenario.nvisits)
-    record.write(root)
-    return record, truth
-
-
-@dataclass(frozen=True)
-class Processed:
-    """What processing gave: outcomes, records of the gathers, and what it cost."""
-
-    outcomes: tuple[Outcome, ...]
-    gathers: tuple[StepRecord, ...]
-    meter: Meter
-
-
-def _process(
-    player: Player,
-    todo: dict[int, tuple[int, ...]],
-    config: Config,
-    camera: Camera,
-    workers: int,
-    progress: ReplayProgress,
-) -> Processed:
-    """Play the visits into a local cluster and wait for the outcomes."""
-    gathers: list[StepRecord] = []
-
-    def on_event(event: object) -> None:
-        if isinstance(event, GatherEnded):
-            gathers.extend(event.result.steps)
-        progress.event(event)
-
-    announced = {v.visit: v for v in visits(player.scenario) if todo[v.visit]}
-    progress.expect({v: len(d) for v, d in todo.items()})
-    if not announced:
-        return Processed((), (), Meter())
-    deadline_s = _deadline_s(config, len(announced), len(camera.detectors), workers)
-    with (
-        workers_here(workers) as client,
-        Ingestor(config.butler, player.landing),
-        runner_of(client, camera, config, deadline_s, on_event) as runner,
-    ):
-        client.wait_for_workers(workers + 1, timeout=60)
-        progress.dashboard(client.dashboard_link)
-        meter = Meter.start(client)
-        handles = []
-
-        def announce(visit: Visit) -> None:
-            if visit.visit in announced:
-                handles.append(runner.start(alert_production.visit, visit, list(todo[visit.visit]), config))
-
-        player.play(announce, lead_s=min(_NOTICE_S, player.scenario.cadence_s))
-        outcomes = [outcome for handle in handles for outcome in handle.result()]
-        meter = meter.stop(client)
-    return Processed(tuple(outcomes), tuple(gathers), meter)
-
-
-def _deadline_s(config: Config, n_visits: int, n_detectors: int, workers: int) -> float:
-    """A generous limit, so that a replay on a small machine is slow rather than incomplete."""
-    per_detector = 2.0 if config.size else 30.0
-    return config.timing.image_timeout_s + 120.0 + per_detector * n_visits * n_detectors / workers
-
-
 def _scenario(request: Request, camera: Camera) -> Scenario:
     return Scenario(
         camera=request.camera,
@@ -232,10 +168,6 @@ def _scenario(request: Request, camera: Camera) -> Scenario:
         cadence_s=request.cadence_s,
         detectors=camera.select(request.detectors),
     )
-
-
-def _todo(scenario: Scenario, done: dict[tuple[int, int], Outcome]) -> dict[int, tuple[int, ...]]:
-    return {v.visit: tuple(d for d in scenario.detectors if (v.visit, d) not in done) for v in visits(scenario)}
 
 
 def _write(

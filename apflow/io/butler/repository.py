@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -198,6 +198,13 @@ class Repository:
             # A gather that was run again elsewhere was faster: what it registered is now skipped.
             ingest(self.butler, run, files)
         return len(files)
+
+    @service
+    def forget_pixels(self, detectors: Collection[int], cells: Collection[tuple[int, int]]) -> int:
+        """Remove images that nobody will read again; see `apflow.io.butler.forget.forget_pixels`."""
+        from apflow.io.butler.forget import forget_pixels
+
+        return forget_pixels(self, detectors, cells)
 
     def _check_visits(self, visits: set[int]) -> None:
         for visit in visits - set(self.visits(visits)):

@@ -9,7 +9,8 @@ from scipy.signal import fftconvolve
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure
-from apflow.model.psf import Psf
+from apflow.model.kernel import Kernel
+from apflow.model.psf import Psf, polynomial_terms
 from apflow.pixels.planes import unusable
 
 F8 = NDArray[np.float64]
@@ -18,6 +19,8 @@ F8 = NDArray[np.float64]
 _GRID, _SIZE = 128, 31
 #: Part of the kernel's power that may be cut off: a thousandth of the noise stays as it was.
 _TAIL = 1e-6
+#: Positions along each axis at which a PSF convolved with a varying kernel is made.
+_PLACES = 5
 
 
 def sky_variances(science: Exposure, template: Exposure) -> tuple[float, float]:
@@ -60,6 +63,25 @@ def _trimmed(kernel: F8) -> F8:
         if (inner**2).sum() > (1 - _TAIL) * power:
             return np.asarray(inner / inner.sum())
     return kernel
+
+
+def matched_psf(psf: Psf, kernel: Kernel) -> Psf:
+    """A PSF as it is after convolution with a kernel that varies over the image.
+
+    It is fitted to a grid of positions, of the order of the higher of the two.
+    """
+    order = max(psf.order, kernel.order)
+    ny, nx = kernel.shape
+    x, y = (c.ravel() for c in np.meshgrid(np.linspace(0, nx - 1, _PLACES), np.linspace(0, ny - 1, _PLACES)))
+    reach = kernel.terms.shape[-1] // 2
+    images = []
+    for at_x, at_y in zip(x, y, strict=True):
+        spread = fftconvolve(psf.at(at_x, at_y), kernel.at(at_x, at_y))
+        images.append(spread[reach:-reach, reach:-reach] / spread.sum() if reach else spread / spread.sum())
+    design = polynomial_terms(x, y, kernel.shape, order)
+    flat = np.array(images).reshape(len(x), -1)
+    terms = np.linalg.lstsq(design, flat, rcond=None)[0]
+    return Psf(terms.reshape(-1, psf.size, psf.size), psf.shape)
 
 
 def convolved_psf(psf: Psf, kernel: F8) -> Psf:

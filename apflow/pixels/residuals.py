@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -22,6 +24,10 @@ Bool = NDArray[np.bool_]
 
 #: Blank-sky positions at which the noise of the difference is measured, at most.
 _BLANK_SKY = 20_000
+#: Light of this S/N in a square as wide as a PSF is no blank sky.
+_BLANK_SNR = 3.0
+#: Noise is hardly ever so many times its own scatter.
+_NEW_SNR = 4.0
 #: Fewer of them say nothing.
 _LEAST_SKY = 200
 #: Peak S/N of the sources that show the matching's errors, and where these are too few.
@@ -85,8 +91,8 @@ def _block_medians(image, bad, side, step):  # type: ignore[no-untyped-def]
 def noise_ratio(difference: Exposure, filtered: F4, matched_image: F4) -> float:
     """Robust scatter of the S/N of PSF fluxes on blank sky: 1 when the variance is right.
 
-    Blank is what the matched template shows as such; over the whole image
-    where next to nothing is blank.
+    Blank is where the matched template shows no light within a PSF's width;
+    all of the image is taken where next to nothing is blank.
 
     Parameters
     ----------
@@ -103,13 +109,48 @@ def noise_ratio(difference: Exposure, filtered: F4, matched_image: F4) -> float:
     y, x = y[inside], x[inside]
     if len(x) < _LEAST_SKY:
         return 1.0
-    light, variance = matched_image[y, x], difference.variance[y, x]
+    variance = difference.variance[y, x]
     snr = filtered[y, x] / np.sqrt(np.maximum(variance, 1e-30) * (difference.psf.centre() ** 2).sum())
+    light, about = _light(matched_image, x, y, round(difference.psf.fwhm_px()))
     # Well above the template's own noise: a cut within it would choose the quiet half.
     low, middle = np.quantile(light, (0.1587, 0.5))
-    blank = light < middle + 3 * (middle - low) + 0.25 * np.sqrt(variance)
-    snr = snr[blank & (variance > 0)] if blank.sum() >= _LEAST_SKY else snr[variance > 0]
-    return float(1.4826 * np.median(np.abs(snr - np.median(snr)))) if len(snr) else 1.0
+    blank = (variance > 0) & (about < middle + _BLANK_SNR * (middle - low))
+    if blank.sum() < _LEAST_SKY:
+        blank = variance > 0
+    # What is new is no noise, either: it is seen beside itself, too.
+    reach = round(difference.psf.fwhm_px())
+    steps = (-reach, 0, reach)
+    power = np.max(
+        [np.abs(filtered[np.clip(y + v, 0, ny - 1), np.clip(x + u, 0, nx - 1)]) for v in steps for u in steps], 0
+    )
+    quiet = blank & (power < _NEW_SNR * _scatter(filtered[y, x][blank]))
+    return _scatter(snr[quiet]) if quiet.any() else 1.0
+
+
+def _scatter(values: NDArray[Any]) -> float:
+    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
+@njit(cache=True, nogil=True)
+def _light(image, xs, ys, reach):  # type: ignore[no-untyped-def]
+    """Mean of a square as wide as a PSF on each position, and the highest of it and its eight neighbours."""
+    ny, nx = image.shape
+    middle, highest = np.empty(xs.size), np.empty(xs.size)
+    half = max(reach // 2, 1)
+    for s in range(xs.size):
+        highest[s] = -np.inf
+        for dy in range(-reach, reach + 1, reach):
+            for dx in range(-reach, reach + 1, reach):
+                total, n = 0.0, 0
+                for y in range(max(ys[s] + dy - half, 0), min(ys[s] + dy + half + 1, ny)):
+                    for value in image[y, max(xs[s] + dx - half, 0) : min(xs[s] + dx + half + 1, nx)]:
+                        total += value
+                        n += 1
+                mean = total / max(n, 1)
+                highest[s] = max(highest[s], mean)
+                if dx == 0 and dy == 0:
+                    middle[s] = mean
+    return middle, highest
 
 
 def _near(mask: I4, x: I8, y: I8) -> Bool:

@@ -14,7 +14,7 @@ from apflow.model.exposure import Exposure
 from apflow.model.kernel import Kernel
 from apflow.model.products import Difference
 from apflow.pixels.convolve import convolve_varying, grow_planes, smooth
-from apflow.pixels.decorrelation import convolved_psf, decorrelation, sky_variances
+from apflow.pixels.decorrelation import convolved_psf, decorrelation, matched_psf, sky_variances
 from apflow.pixels.matching import fit_kernel
 from apflow.pixels.planes import EDGE, HARD, NO_DATA, SAT, unusable
 from apflow.pixels.residuals import (
@@ -102,7 +102,7 @@ def subtract(
         raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
     settings = _Settings(kernel_order, background_order, decorrelate)
     if convolve == "science" or (convolve == "auto" and _is_broader(template, science)):
-        result = _turned(_subtract(template, science, settings), science, template)
+        result = _turned(_subtract(template, science, settings, turned=True), science, template)
     else:
         result = _subtract(science, template, settings)
         result = _described(result, science_convolved=0.0)
@@ -148,8 +148,8 @@ def _turned(difference: Difference, science: Exposure, template: Exposure) -> Di
     return Difference(exposure, matched, difference.kernel, None if filtered is None else -scale * filtered)
 
 
-def _subtract(science: Exposure, template: Exposure, settings: _Settings) -> Difference:
-    """Subtract the convolved template."""
+def _subtract(science: Exposure, template: Exposure, settings: _Settings, *, turned: bool = False) -> Difference:
+    """Subtract the convolved template; `turned` where the two have changed places."""
     science, template = _finite(science), _finite(template)
     kernel, background, summary = fit_kernel(
         science, template, kernel_order=settings.kernel_order, background_order=settings.background_order
@@ -161,6 +161,9 @@ def _subtract(science: Exposure, template: Exposure, settings: _Settings) -> Dif
     difference = residual_background(difference, bad, settings.background_order).taken_from(difference)
     psf, whitening = science.psf, None
     assert psf is not None
+    if turned and template.psf is not None:
+        # What is new has been convolved with the kernel, however well that brings it to the other PSF.
+        psf = matched_psf(template.psf, kernel)
     if settings.decorrelate:
         whitening = decorrelation(kernel.centre(), *sky_variances(science, template))
         psf = convolved_psf(psf, whitening)

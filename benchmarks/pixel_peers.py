@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
 from apflow.model.psf import Psf
-from apflow.pixels.planes import SAT, unusable
+from apflow.pixels.planes import unusable
 
 F4 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -106,16 +106,13 @@ def hotpants_command(science: Exposure, template: Exposure, setting: str) -> lis
         command += _gaussians(science.psf.fwhm_px(), template.psf.fwhm_px())
     else:
         command += ["-ko", {"ko1": "1", "ko2": "2"}[setting]]
-    # Several stamps to a part of the image of 128 px and more.
-    parts = [str(max(3, min(10 * -(-n // 1024), n // 100))) for n in science.shape]
-    return [*command, "-nsx", parts[1], "-nsy", parts[0]]
+    return command
 
 
 def _limits(which: str, exposure: Exposure) -> list[str]:
     """Lower and upper limits of valid data, beyond all that is not masked; -l x u x of one image."""
     good = exposure.image[~unusable(exposure.mask) & np.isfinite(exposure.image)]
-    full = exposure.image[(exposure.mask & SAT) != 0]
-    top = float(good.max()) * 1.01 if not full.size else min(float(good.max()) * 1.01, float(np.median(full)) * 1.5)
+    top = max(1.01 * float(good.max()), 1.0)
     low = float(good.min()) - 1.0
     return [f"-{which}u", f"{top:.6g}", f"-{which}uk", f"{top:.6g}", f"-{which}l", f"{low:.6g}"]
 

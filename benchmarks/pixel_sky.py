@@ -154,16 +154,28 @@ def _variables(points: pd.DataFrame, new: pd.DataFrame, rng: np.random.Generator
 
 
 def _flux_of(x: float, y: float, snr: float, light: float, fields: tuple[PsfField, PsfField]) -> float:
-    """Flux (nJy) of a point that an ideal difference (Zackay, Ofek & Gal-Yam 2016) shows at a S/N."""
+    """Flux (nJy) of a point that an ideal difference shows at a S/N."""
     noise = (SKY + READ_NOISE**2) / ELECTRONS**2 + light / ELECTRONS
-    psfs = [psf_image(*(float(v) for v in field.at(x, y)), 51) for field in fields]
-    power = [np.abs(np.fft.rfft2(p, (64, 64))) ** 2 for p in psfs]
-    both = power[0] * power[1] / (noise * power[1] + noise / DEEPER * power[0] + 1e-12)
-    per_flux2 = float((both[:, 0].sum() + 2 * both[:, 1:-1].sum() + both[:, -1].sum()) / 64**2)
-    flux = snr / np.sqrt(per_flux2)
+    shapes = [[float(v) for v in field.at(x, y)] for field in fields]
+    psfs = [psf_image(fwhm, e1, e2, 51) for fwhm, e1, e2 in shapes]
+    flux = snr / ideal_snr(*psfs, noise, noise / DEEPER)
     # Its own photons add to the noise under it.
     own = float((psfs[0] ** 3).sum() / (psfs[0] ** 2).sum()) / ELECTRONS
     return float(flux * np.sqrt(1 + own * flux / (noise * (1 + 1 / DEEPER))))
+
+
+def ideal_snr(science_psf: F8, template_psf: F8, science_noise: float, template_noise: float) -> float:
+    """S/N of a point of unit flux in the best difference that two images allow (Zackay, Ofek & Gal-Yam 2016).
+
+    Parameters
+    ----------
+    science_psf, template_psf : `numpy.ndarray`, (k, k)
+    science_noise, template_noise : `float`
+        Variances a pixel, white noise.
+    """
+    n = 2 ** int(np.ceil(np.log2(max(len(science_psf), len(template_psf)))))
+    a, b = (np.abs(np.fft.fft2(p, (n, n))) ** 2 for p in (science_psf, template_psf))
+    return float(np.sqrt((a * b / (science_noise * b + template_noise * a + 1e-12 * science_noise)).mean()))
 
 
 def on_sky(objects: pd.DataFrame, wcs: Wcs) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 F8 = NDArray[np.float64]
 
 
-def project(ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float) -> tuple[F8, F8]:
-    """Gnomonic projection about (ra0, dec0).
+def project(ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: ArrayLike, dec0_deg: ArrayLike) -> tuple[F8, F8]:
+    """Gnomonic projection about (ra0, dec0), one for all or each its own.
 
     Returns
     -------

@@ -1,30 +1,38 @@
-"""How well a run found what was truly there."""
+"""How well a run found what was truly there, be it simulated or injected."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
-from apflow.model.sky import project
+from apflow.simulate.scenario import NJY_MAG
+from apflow.simulate.score_match import attributed, isolated, match
+from apflow.simulate.score_statistics import half_point, interval, share
 
 F8 = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Scores = dict[str, Any]
 
-MATCH_RADIUS_ARCSEC = 1.0
 SNR_CUT = 6.0
 BRIGHT_SNR = 20.0
 SNR_BINS = (5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, np.inf)
-#: Longer trails are no point sources: their flux and position are left out of the errors.
-_POINT_ARCSEC = 0.3
-#: An isolated change has no other within this distance.
-_ISOLATED_ARCSEC = 5.0
+#: Width of the bins of magnitude.
+_MAG_BIN = 0.5
+#: The half point is fitted to changes of this S/N: below, chance matches count; above, other losses.
+_THRESHOLD_SNR = (2.0, 15.0)
 
 
-def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tuple[int, int]]) -> dict[str, object]:
+def score(
+    truth: pd.DataFrame,
+    diasources: pd.DataFrame,
+    expected: Iterable[tuple[int, int]],
+    min_reliability: float = 0.0,
+) -> Scores:
     """Compare DiaSources with the truth.
 
     Parameters
@@ -32,10 +40,16 @@ def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tupl
     truth : `pandas.DataFrame`
         Columns of `apflow.simulate.truth.truth_table`.
     diasources : `pandas.DataFrame`
-        visit, detector, ra, dec (degrees), snr, psfFlux (nJy), as apdb.yaml spells them.
+        visit, detector, ra, dec (degrees), snr, psfFlux (nJy), as apdb.yaml
+        spells them; where they are there, reliability, ssObjectId and
+        pixelFlags_injected count: a source with the light of a fake may find a
+        true change, but is neither real nor false.
     expected : iterable of `tuple` [`int`, `int`]
         Every (visit, detector) that should have been processed; those that
         failed count as having found nothing.
+    min_reliability : `float`
+        DiaSources that are less reliable, or of unknown reliability, are left
+        out; 0 takes all.
 
     Returns
     -------
@@ -47,6 +61,8 @@ def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tupl
         purity
             Share of DiaSources with S/N above 6 within 1" of a true change of
             any kind, brightness and pixel quality (of the line, for trails).
+        snr50, mag50
+            Predicted S/N and magnitude at which half of the changes are found.
         flux_bias
             Median of measured over true flux, less 1, at S/N above 20.
         zeropoint_bias_mag
@@ -54,9 +70,14 @@ def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tupl
         astrometric_scatter_arcsec
             1.4826 times the median absolute deviation of the offsets of an
             axis, both axes pooled, S/N above 20.
-        by_snr
-            For each bin of S/N its low and high edge, completeness by
-            predicted and purity by measured S/N, and the numbers behind them.
+        ss_attributed, n_ss_found, n_ss_wrong
+            Of the predicted Solar System objects that were found the share
+            that has its ssObjectId, their number, and how many DiaSources have
+            an ssObjectId that is not theirs. Only with ssObjectId in both tables.
+        by_snr, by_mag
+            For each bin of S/N, or of magnitude, its low and high edge,
+            completeness by predicted and purity by measured values with
+            one-sigma limits (Wilson), and the numbers behind them.
         n_true, n_sources
             Numbers behind completeness_snr6 and purity.
 
@@ -64,88 +85,75 @@ def score(truth: pd.DataFrame, diasources: pd.DataFrame, expected: Iterable[tupl
     """
     keys = set(expected)
     truth = truth[_among(truth, keys)].reset_index(drop=True)
-    sources = diasources[_among(diasources, keys)].reset_index(drop=True)
-    found, real, pairs = _match(truth, sources)
-    counted = truth["good"].to_numpy(bool)
+    sources = diasources[_among(diasources, keys)]
+    if min_reliability > 0:
+        sources = sources[(sources["reliability"].fillna(-1.0) >= min_reliability).to_numpy(bool)]
+    sources = sources.reset_index(drop=True)
+    found, real, pairs = match(truth, sources)
+    good, own = truth["good"].to_numpy(bool), ~_flag(sources, "pixelFlags_injected")
     snr_true, snr_seen = truth["snr"].to_numpy(float), np.abs(sources["snr"].to_numpy(float))
-    above, seen = counted & (snr_true > SNR_CUT), snr_seen > SNR_CUT
+    mag_true, mag_seen = _mag(truth["flux_njy"]), _mag(sources["psfFlux"])
+    above, seen = good & (snr_true > SNR_CUT), own & (snr_seen > SNR_CUT)
+    fitted = good & (snr_true > _THRESHOLD_SNR[0]) & (snr_true < _THRESHOLD_SNR[1])
+    faint = good & (snr_true > _THRESHOLD_SNR[0])
     return {
-        "completeness_snr6": _share(found[above]),
-        "purity": _share(real[seen]),
-        **_errors(truth, sources, pairs),
+        "completeness_snr6": share(found[above]),
+        "purity": share(real[seen]),
+        "snr50": half_point(snr_true[fitted], found[fitted]),
+        "mag50": -half_point(-mag_true[faint], found[faint]),
+        **_errors(truth, sources, pairs[own[pairs[:, 1]]]),
         "n_true": int(above.sum()),
         "n_sources": int(seen.sum()),
-        "by_snr": [
-            {
-                "snr_low": low,
-                "snr_high": high,
-                "completeness": _share(found[counted & (snr_true > low) & (snr_true <= high)]),
-                "n_true": int((counted & (snr_true > low) & (snr_true <= high)).sum()),
-                "purity": _share(real[(snr_seen > low) & (snr_seen <= high)]),
-                "n_sources": int(((snr_seen > low) & (snr_seen <= high)).sum()),
-            }
-            for low, high in itertools.pairwise(SNR_BINS)
-        ],
+        **_solar_system(truth, sources, found),
+        "by_snr": _bins("snr", SNR_BINS, (snr_true[good], found[good]), (snr_seen[own], real[own])),
+        "by_mag": _bins("mag", _mag_bins(mag_true[faint]), (mag_true[good], found[good]), (mag_seen[own], real[own])),
     }
 
 
-def _among(table: pd.DataFrame, keys: set[tuple[int, int]]) -> NDArray[np.bool_]:
+def _among(table: pd.DataFrame, keys: set[tuple[int, int]]) -> Flags:
     pairs = zip(table["visit"].to_numpy(), table["detector"].to_numpy(), strict=True)
     return np.array([(int(v), int(d)) in keys for v, d in pairs], bool)
 
 
-def _share(hits: NDArray[np.bool_]) -> float:
-    return float(hits.mean()) if len(hits) else float("nan")
+def _flag(table: pd.DataFrame, name: str) -> Flags:
+    return np.asarray(table[name].fillna(False).to_numpy(bool)) if name in table else np.zeros(len(table), bool)
 
 
-def _match(
-    truth: pd.DataFrame, sources: pd.DataFrame
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Which changes were found, which sources are real, and pairs (truth row, source row) of nearest points."""
-    found, real = np.zeros(len(truth), bool), np.zeros(len(sources), bool)
-    pairs: list[NDArray[np.int64]] = []
-    rows_of = sources.groupby(["visit", "detector"]).indices
-    for key, t in truth.groupby(["visit", "detector"]).indices.items():
-        if key not in rows_of:
-            continue
-        s = np.asarray(rows_of[key])
-        here, seen = truth.iloc[t], sources.iloc[s]
-        centre = float(here["ra"].iloc[0]), float(here["dec"].iloc[0])
-        places = np.stack(project(seen["ra"].to_numpy(float), seen["dec"].to_numpy(float), *centre), -1) * 3600.0
-        lines, which = _lines(here, centre)
-        finite = np.isfinite(places).all(-1)
-        if not finite.any():
-            continue
-        s, places = s[finite], places[finite]
-        distance, nearest = cKDTree(places).query(lines, distance_upper_bound=MATCH_RADIUS_ARCSEC)
-        hit = np.isfinite(distance)
-        found[t[which[hit]]] = True
-        near, _ = cKDTree(lines).query(places, distance_upper_bound=MATCH_RADIUS_ARCSEC)
-        real[s[np.isfinite(near)]] = True
-        point = hit & (here["trail_length_arcsec"].to_numpy()[which] <= _POINT_ARCSEC)
-        pairs.append(np.stack([t[which[point]], s[nearest[point]]], -1))
-    return found, real, np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
+def _mag(flux_njy: pd.Series) -> F8:
+    """AB magnitude of the size of fluxes."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(NJY_MAG - 2.5 * np.log10(np.abs(flux_njy.to_numpy(float))))
 
 
-def _lines(truth: pd.DataFrame, centre: tuple[float, float]) -> tuple[F8, NDArray[np.int64]]:
-    """Points (n, 2) along every change, arcsec about `centre`, and the row that each belongs to."""
-    places = np.stack(project(truth["ra"].to_numpy(), truth["dec"].to_numpy(), *centre), -1) * 3600.0
-    length, angle = truth["trail_length_arcsec"].to_numpy(), np.radians(truth["trail_angle_deg"].to_numpy())
-    n = 2 * np.ceil(length / 0.2).astype(int) + 1
-    n[length <= _POINT_ARCSEC] = 1
-    which = np.repeat(np.arange(len(truth)), n)
-    step = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n) - (n[which] - 1) / 2
-    along = step / np.maximum(n[which] - 1, 1) * length[which]
-    return places[which] + along[:, None] * np.stack([np.sin(angle), np.cos(angle)], -1)[which], which
+def _mag_bins(mag: F8) -> list[float]:
+    """Edges that hold all magnitudes."""
+    mag = mag[np.isfinite(mag)]
+    if not len(mag):
+        return []
+    low, high = np.floor(mag.min() / _MAG_BIN), np.floor(mag.max() / _MAG_BIN) + 1
+    return [float(edge) * _MAG_BIN for edge in np.arange(low, high + 1)]
 
 
-def _errors(truth: pd.DataFrame, sources: pd.DataFrame, pairs: NDArray[np.int64]) -> dict[str, object]:
+def _bins(name: str, edges: Sequence[float], true: tuple[F8, Flags], seen: tuple[F8, Flags]) -> list[Scores]:
+    """Completeness and purity by bin; `true` and `seen` are values and whether they were found, or are real."""
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        row: Scores = {f"{name}_low": low, f"{name}_high": high}
+        for what, count, (values, hits) in (("completeness", "n_true", true), ("purity", "n_sources", seen)):
+            inside = hits[(values > low) & (values <= high)]
+            lower, upper = interval(inside)
+            row |= {what: share(inside), f"{what}_low": lower, f"{what}_high": upper, count: len(inside)}
+        rows.append(row)
+    return rows
+
+
+def _errors(truth: pd.DataFrame, sources: pd.DataFrame, pairs: NDArray[np.int64]) -> Scores:
     """Flux and position errors of bright matches on good pixels."""
     bright = (truth["snr"].to_numpy() > BRIGHT_SNR) & truth["good"].to_numpy(bool)
     pairs = pairs[bright[pairs[:, 0]]]
     t, s = truth.iloc[pairs[:, 0]], sources.iloc[pairs[:, 1]]
     ratio = s["psfFlux"].to_numpy(float) / t["flux_njy"].to_numpy()
-    alone = _isolated(truth)[pairs[:, 0]] & (ratio > 0)
+    alone = isolated(truth)[pairs[:, 0]] & (ratio > 0)
     east = (s["ra"].to_numpy() - t["ra"].to_numpy() + 180.0) % 360.0 - 180.0
     offsets = 3600.0 * np.stack(
         [east * np.cos(np.radians(t["dec"].to_numpy())), s["dec"].to_numpy() - t["dec"].to_numpy()]
@@ -159,15 +167,13 @@ def _errors(truth: pd.DataFrame, sources: pd.DataFrame, pairs: NDArray[np.int64]
     }
 
 
-def _isolated(truth: pd.DataFrame) -> NDArray[np.bool_]:
-    alone = np.ones(len(truth), bool)
-    for rows in truth.groupby(["visit", "detector"]).indices.values():
-        here = truth.iloc[rows]
-        centre = float(here["ra"].iloc[0]), float(here["dec"].iloc[0])
-        places = np.stack(project(here["ra"].to_numpy(), here["dec"].to_numpy(), *centre), -1) * 3600.0
-        if len(rows) > 1:
-            alone[rows] = cKDTree(places).query(places, k=2)[0][:, 1] > _ISOLATED_ARCSEC
-    return alone
+def _solar_system(truth: pd.DataFrame, sources: pd.DataFrame, found: Flags) -> Scores:
+    """How the predicted Solar System objects fared, where anybody predicted any."""
+    if "ssObjectId" not in truth or "ssObjectId" not in sources:
+        return {}
+    right, wrong = attributed(truth, sources)
+    there = found & (truth["ssObjectId"].fillna(0).to_numpy(np.int64) != 0)
+    return {"ss_attributed": share(right[there]), "n_ss_found": int(there.sum()), "n_ss_wrong": int(wrong.sum())}
 
 
 def _median(values: F8) -> float:

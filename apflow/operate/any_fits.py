@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import sep
 from astropy.io import fits
-from astropy.time import Time
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from apflow.errors import BadRequest, DataError
-from apflow.model.exposure import Exposure, ImageInfo, Mask
+from apflow.model.exposure import Exposure, Mask
 from apflow.model.wcs import Wcs, fit_wcs
+from apflow.operate import any_header
 from apflow.operate.any_psf import estimate_psf
+from apflow.pixels import estimate
 from apflow.pixels.convolve import grow
 from apflow.pixels.cosmics import find_cosmic_rays
 from apflow.pixels.planes import unusable
+from apflow.pixels.stars import find_stars
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
@@ -33,17 +35,15 @@ _MASK = ("MASK", "MSK", "BPM", "DQ")
 #: Never the image, and of no use without knowing who wrote them.
 _OTHER = ("WHT", "WEIGHT", "CON", "CTX", "EXP", "AREA", "BKG", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "SAMP", "TIME")
 _SCIENCE = ("SCI", "SCIENCE", "IMAGE")
-_ZERO_POINTS = ("MAGZERO", "MAGZPT", "ZEROPNT", "PHOTZP", "MAGZP", "ZP_AB")
-#: nJy of AB magnitude 0: 3631 Jy.
-_AB_NJY = 10 ** (31.4 / 2.5)
-#: A plateau of this many pixels at the top of the range is saturation.
-_PLATEAU = 4
 #: So many pixels that are exactly 0, far from the sky's level, hold no data.
 _ZEROS = 100
 #: The noise of a sky with a gradient falls to less than this part once that is subtracted.
 _GRADIENT = 0.7
-#: Zero points are AB magnitudes of one count; what is beyond stands for "unknown".
-_USUAL_ZERO_POINTS = (5.0, 50.0)
+#: A gain in the header that makes the sky's photons noisier than the sky by this factor in variance is of other
+#: pixels; so is one that is this many times off photon transfer.
+_REFUTED, _FAR_OFF = 1.5, 3.0
+#: Photon transfer wants so many stars, this broad in pixels at least; it is precise with this relative error.
+_STARS, _SMOOTH_FWHM, _PRECISE = 5, 3.3, 0.12
 #: What is in both images with less than this part of the FWHM is no light of the sky.
 _HOT = 0.6
 
@@ -98,6 +98,8 @@ def _exposure(path: Path, hdus: Any) -> Exposure:
         raise DataError(f"{path} shows nothing: all its pixels are {np.nanmax(image):g}")
     header: Mapping[str, Any] = {**hdus[0].header, **chosen.header}
     mask = _mask(named, image, raw.dtype, header)
+    saturated = _saturation(image, mask, header)
+    mask[image >= min(saturated.values())] |= Mask.SAT
     variance = np.full(image.shape, np.nan, np.float32)
     name = next((n for n in _VARIANCE if n in named), "")
     plane = _plane(named[name]) if name else None
@@ -109,7 +111,20 @@ def _exposure(path: Path, hdus: Any) -> Exposure:
         wcs = _wcs(chosen.header, image.shape)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise DataError(f"{path} has a WCS that cannot be used ({error}); accepted: a valid one, or none") from error
-    return _calibrated(Exposure(image, variance, mask, "ADU", wcs, None, _info(header)), header)
+    facts = any_header.camera(header) | {name: level for name, level in saturated.items() if np.isfinite(level)}
+    return _calibrated(Exposure(image, variance, mask, "ADU", wcs, None, any_header.info(header), facts), header)
+
+
+def _calibrated(exposure: Exposure, header: Mapping[str, Any]) -> Exposure:
+    """The exposure in nJy where the header allows it."""
+    factor = any_header.njy_per_unit(header)
+    if factor is None:
+        return exposure
+    facts = dict(exposure.summary)
+    for name in facts:
+        facts[name] *= factor if name.startswith("saturation") else 1 / factor if name.startswith("gain") else 1.0
+    image, variance = exposure.image * np.float32(factor), exposure.variance * np.float32(factor) ** 2
+    return dataclasses.replace(exposure, image=image, variance=variance, unit="nJy", summary=facts)
 
 
 def _plane(hdu: Any) -> NDArray[Any] | None:
@@ -131,12 +146,15 @@ def _mask(named: Mapping[str, Any], image: F4, dtype: np.dtype[Any], header: Map
             mask[(plane.astype(np.int64) & bits) != 0] |= Mask.BAD
     mask[~np.isfinite(image)] |= Mask.NO_DATA
     mask[_zeros(image, dtype)] |= Mask.NO_DATA
-    level = _number(header, "SATURATE") or np.inf
-    if np.isinf(level) and dtype.kind in "iu":
-        top = float(np.nanmax(image))
-        level = 0.98 * top if np.count_nonzero(image >= 0.98 * top) >= _PLATEAU else np.inf
-    mask[image >= level] |= Mask.SAT
+    mask[estimate.constant_borders(image)] |= Mask.NO_DATA
     return mask
+
+
+def _saturation(image: F4, mask: I4, header: Mapping[str, Any]) -> dict[str, float]:
+    """Levels by name: what the header says, and what the tops of the stars say where they are lower."""
+    stated = any_header.saturation(header) or np.inf
+    seen = estimate.saturation(image, (mask == 0) & (image < stated))
+    return {"saturation_in_header": stated, "saturation_by_plateau": seen}
 
 
 def _zeros(image: F4, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
@@ -151,27 +169,6 @@ def _zeros(image: F4, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     return zeros if far or dtype.kind == "f" else np.zeros_like(zeros)
 
 
-def _number(header: Mapping[str, Any], *names: str) -> float | None:
-    """The first of some cards that is a number above 0."""
-    for name in names:
-        value = header.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
-            return float(value)
-    return None
-
-
-def _begin(header: Mapping[str, Any]) -> float:
-    """MJD (TAI) of the exposure's begin; 0 where the header has no time."""
-    mjd = _number(header, "MJD-OBS", "MJD-BEG")
-    if mjd is not None:
-        return float(Time(mjd, format="mjd", scale="utc").tai.mjd)
-    text = str(header.get("DATE-OBS", "")).rstrip("Z")
-    try:
-        return float(Time(text, format="fits", scale="utc").tai.mjd) if "T" in text else 0.0
-    except ValueError:
-        return 0.0
-
-
 def _wcs(header: Any, shape: tuple[int, ...]) -> Wcs | None:
     if not header.get("CTYPE1") or not header.get("CTYPE2"):
         return None
@@ -184,36 +181,6 @@ def _wcs(header: Any, shape: tuple[int, ...]) -> Wcs | None:
         return np.asarray(position.ra.deg), np.asarray(position.dec.deg)
 
     return fit_wcs(sky, (shape[0], shape[1]))
-
-
-def _info(header: Mapping[str, Any]) -> ImageInfo:
-    """What can be had of instrument, filter and times; MJD 0 where the header has no time."""
-    exposure_time_s = _number(header, "EXPTIME", "EXPOSURE", "XPOSURE") or 0.0
-    begin = _begin(header)
-    physical_filter = str(header.get("FILTER") or header.get("FILTER1") or "").strip()
-    # The schema has room for one letter: LSST's bands, as DECam and others begin their filters' names.
-    band = physical_filter.split(" ")[0].split("_")[0]
-    band = band if band in ("u", "g", "r", "i", "z", "y") else ""
-    instrument = str(header.get("INSTRUME") or "")
-    end = begin + exposure_time_s / 86400.0
-    return ImageInfo(instrument, 0, 0, "", 0, physical_filter, band, 0.0, 0.0, 0.0, exposure_time_s, begin, end)
-
-
-def _calibrated(exposure: Exposure, header: Mapping[str, Any]) -> Exposure:
-    """The exposure in nJy where the header allows it."""
-    zero_point = _number(header, *_ZERO_POINTS)
-    low, high = _USUAL_ZERO_POINTS
-    unit = str(header.get("BUNIT", "")).strip()
-    if unit.lower() == "njy":
-        factor = 1.0
-    elif unit == "MJy/sr" and isinstance(header.get("PIXAR_SR"), int | float):
-        factor = float(header["PIXAR_SR"]) * 1e15
-    elif zero_point is not None and low < zero_point < high:
-        factor = _AB_NJY * 10 ** (-zero_point / 2.5)
-    else:
-        return exposure
-    image, variance = exposure.image * np.float32(factor), exposure.variance * np.float32(factor) ** 2
-    return dataclasses.replace(exposure, image=image, variance=variance, unit="nJy")
 
 
 def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
@@ -244,13 +211,47 @@ def prepare(exposure: Exposure, gain: float | None = None) -> Exposure:
     if again.globalrms < _GRADIENT * sky.globalrms:
         sky, image = again, image - again.back(dtype=np.float32)
     noise = max(float(sky.globalrms), 1e-6 * float(np.abs(image).max()), 1e-30)
+    mask = exposure.mask.copy()
+    mask[estimate.bad_columns(image, good, noise)] |= Mask.BAD
+    facts = {**exposure.summary, "sky": level, "sky_noise": noise}
     variance = exposure.variance
     if not np.isfinite(variance).any():
-        if gain is None:
-            gain = level / noise**2 if level > 3 * noise else np.inf
-        variance = np.maximum(sky.rms(dtype=np.float32), 0.5 * noise) ** 2 + np.maximum(image, 0) / np.float32(gain)
+        shot, known = (
+            (gain, {}) if gain is not None else _gain(dataclasses.replace(exposure, image=image, mask=mask), facts)
+        )
+        facts |= known
+        variance = np.maximum(sky.rms(dtype=np.float32), 0.5 * noise) ** 2 + np.maximum(image, 0) / np.float32(shot)
     variance = np.where(np.isfinite(variance) & (variance > 0), variance, noise**2).astype(np.float32)
-    return dataclasses.replace(exposure, image=image, variance=variance, summary={"sky": level, "sky_noise": noise})
+    return dataclasses.replace(exposure, image=image, variance=variance, mask=mask, summary=facts)
+
+
+def _gain(exposure: Exposure, facts: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Electrons a unit, infinite where nothing tells, and by name where it is from, with the read noise in electrons.
+
+    The header, where neither the sky's noise nor precise photon transfer
+    refutes it; photon transfer where that is precise; that for which the sky's noise is its photons', where
+    there is a sky; photon transfer, be it rough.
+    """
+    level, noise = facts["sky"], facts["sky_noise"]
+    photons = level / noise**2 if level > 3 * noise else np.inf
+    flat = dataclasses.replace(exposure, variance=np.full(exposure.shape, noise**2, np.float32))
+    stars = find_stars(flat)
+    seen, error = np.inf, np.inf
+    if len(stars) >= _STARS and np.quantile(stars["fwhm"], 0.25) >= _SMOOTH_FWHM:
+        seen, error = estimate.gain(exposure.image, ~unusable(exposure.mask), noise) or (np.inf, np.inf)
+    precise = error < _PRECISE * seen
+    stated = facts.get("gain_in_header", 0.0)
+    possible = stated > 0 and (photons == np.inf or stated >= photons / _REFUTED)
+    if possible and (not precise or max(seen / stated, stated / seen) < _FAR_OFF):
+        return stated, {"read_noise_electron": _read_noise(stated, level, noise)}
+    if precise or (np.isfinite(error) and abs(seen - photons) > 3 * error):
+        return seen, {"gain_by_photon_transfer": seen, "read_noise_electron": _read_noise(seen, level, noise)}
+    return photons, {"gain_by_sky": photons} if np.isfinite(photons) else {}
+
+
+def _read_noise(gain: float, level: float, noise: float) -> float:
+    """Electrons of noise that the photons of the sky leave unexplained; of an image without its sky, all of it."""
+    return gain * float(np.sqrt(max(noise**2 - max(level, 0.0) / gain, 0.0)))
 
 
 def with_psf(exposure: Exposure, other: Exposure) -> Exposure:

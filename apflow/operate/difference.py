@@ -19,7 +19,7 @@ from apflow.io.atomic import atomic
 from apflow.io.fits import write_exposure
 from apflow.io.tables import write_table
 from apflow.model import schema
-from apflow.model.exposure import Exposure
+from apflow.model.exposure import Exposure, Mask
 from apflow.model.products import Difference, History
 from apflow.operate import any_fits
 from apflow.operate.any_pair import on_one_grid
@@ -87,7 +87,11 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
         names.append("alerts.avro")
     report: dict[str, Any] = {name: str(out / name) for name in names}
     report |= {"sources": len(sources), "alerts": alerts, "flux_unit": prepared.unit}
-    report |= {"science_fwhm_px": prepared.summary["psf_fwhm_px"], "template_fwhm_px": matched.summary["psf_fwhm_px"]}
+    for name, exposure in (("science", prepared), ("template", matched)):
+        facts = {"fwhm_px": exposure.summary["psf_fwhm_px"], **exposure.summary}
+        report |= {f"{name}_{key}": value for key, value in facts.items() if key != "psf_fwhm_px"}
+        report[f"{name}_saturated_pixels"] = int(((exposure.mask & Mask.SAT) != 0).sum())
+        report[f"{name}_bad_pixels"] = int(((exposure.mask & Mask.BAD) != 0).sum())
     report |= {"aligned_by": placement.by, "resampled": placement.resampled, "alignment_note": placement.note}
     return report | placement.numbers | dict(result.exposure.summary)
 

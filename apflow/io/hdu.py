@@ -8,10 +8,14 @@ is compressed, scaled or not an image goes through astropy.
 
 from __future__ import annotations
 
+import gzip
+import io
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +28,8 @@ from apflow.io.atomic import atomic
 from apflow.io.cards import CARD, card, parse_cards, plain
 
 _BLOCK = 2880
+#: Bytes that are read at a time: they fit into the second cache.
+_PIECE = 1 << 19
 _GZIP = b"\x1f\x8b"
 _TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _BITPIX = {"u1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "f4": -32, "f8": -64}
@@ -76,22 +82,17 @@ def read_hdus(path: str | Path) -> list[Hdu]:
     ServiceError
         The file system failed.
     """
-    raw = _contents(path)
-    if not raw:
-        raise _not_fits(path)
     hdus: list[Hdu] = []
-    offset = 0
-    while offset < len(raw):
-        cards, start = _cards(path, raw, offset)
-        header = parse_cards(cards)
-        size = _data_size(path, header)
-        if start + size > len(raw):
-            raise _truncated(path, len(hdus), start + size, len(raw))
-        if _is_odd(header):
-            return _read_with_astropy(path)
-        if header.get("XTENSION", "IMAGE") == "IMAGE":
-            hdus.append(Hdu(str(header.get("EXTNAME", "")), _public(header), _decode(header, raw, start)))
-        offset = start + -(-size // _BLOCK) * _BLOCK
+    with _opened(path) as (file, size):
+        number, start, end = 0, 0, 0
+        while number == 0 or end < size:
+            header, start, end = _next_header(path, file, number, end, size)
+            if _is_odd(header):
+                return _read_with_astropy(path)
+            if header.get("XTENSION", "IMAGE") == "IMAGE":
+                data = _read_array(path, file, header, start)
+                hdus.append(Hdu(str(header.get("EXTNAME", "")), _public(header), data))
+            number += 1
     return hdus
 
 
@@ -118,22 +119,35 @@ def read_headers(path: str | Path) -> list[Hdu]:
 
 
 def _headers(path: str | Path) -> Iterator[Hdu]:
+    with _opened(path) as (file, size):
+        number, end = 0, 0
+        while number == 0 or end < size:
+            header, _, end = _next_header(path, file, number, end, size)
+            yield Hdu(str(header.get("EXTNAME", "")), _public(header))
+            number += 1
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file, unpacked where gzip has packed it, and its size."""
     try:
         with open(path, "rb") as file:
-            if file.read(2) == _GZIP:
-                yield from read_hdus(path)
+            packed = file.read(2) == _GZIP
+            if not packed:
+                yield file, os.fstat(file.fileno()).st_size
                 return
-            number, offset, size = 0, 0, os.fstat(file.fileno()).st_size
-            while number == 0 or offset < size:
-                header, offset = _next_header(path, file, number, offset, size)
-                yield Hdu(str(header.get("EXTNAME", "")), _public(header))
-                number += 1
+        content = gzip.decompress(Path(path).read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is a damaged gzip file: {error}") from error
     except OSError as error:
         raise _os_error(path, error) from error
+    yield io.BytesIO(content), len(content)
 
 
-def _next_header(path: str | Path, file: BinaryIO, number: int, offset: int, size: int) -> tuple[dict[str, Any], int]:
-    """The header of the HDU of a number at an offset, and the offset of the next one."""
+def _next_header(
+    path: str | Path, file: BinaryIO, number: int, offset: int, size: int
+) -> tuple[dict[str, Any], int, int]:
+    """The header of the HDU of a number at an offset, where its data start, and the offset of the next one."""
     file.seek(offset)
     block = file.read(_BLOCK)
     while (end := _end(block)) < 0 and (more := file.read(_BLOCK)):
@@ -145,26 +159,37 @@ def _next_header(path: str | Path, file: BinaryIO, number: int, offset: int, siz
     length = _data_size(path, header)
     if start + length > size:
         raise _truncated(path, number, start + length, size)
-    return header, start + -(-length // _BLOCK) * _BLOCK
+    return header, start, start + -(-length // _BLOCK) * _BLOCK
 
 
-def _contents(path: str | Path) -> bytearray:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            raw = bytearray(os.fstat(file.fileno()).st_size)
-            view, read = memoryview(raw), 0
-            while read < len(raw) and (n := file.readinto(view[read:])):
-                read += n
-    except OSError as error:
-        raise _os_error(path, error) from error
-    if raw[:2] == _GZIP:
-        import gzip
+def _read_array(path: str | Path, file: BinaryIO, header: Mapping[str, Any], start: int) -> NDArray[Any] | None:
+    """The data of an image HDU in native byte order, swapped piece by piece while they are in the processor's cache."""
+    shape = [int(header[f"NAXIS{i}"]) for i in range(int(header.get("NAXIS", 0)), 0, -1)]
+    if not shape:
+        return None
+    stored = np.dtype(_TYPES[int(header["BITPIX"])])
+    values = np.empty(math.prod(shape), stored.newbyteorder("="))
+    zero = int(header.get("BZERO", 0))
+    if zero:
+        values = values.view(f"u{values.itemsize}")
+    file.seek(start)
+    for begin in range(0, values.size, _PIECE // values.itemsize):
+        piece = values[begin : begin + _PIECE // values.itemsize]
+        _fill(path, file, memoryview(piece).cast("B"))
+        if not stored.isnative:
+            piece.byteswap(inplace=True)
+        if zero:
+            piece ^= piece.dtype.type(zero)  # adding 2^(n-1) to an n-bit integer flips its sign bit
+    return values.reshape(shape)
 
-        try:
-            return bytearray(gzip.decompress(raw))
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path} is a damaged gzip file: {error}") from error
-    return raw
+
+def _fill(path: str | Path, file: BinaryIO, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        n = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not n:
+            raise DataError(f"{path} is truncated: it became shorter while it was read")
+        done += n
 
 
 def _os_error(path: str | Path, error: OSError) -> DataError | ServiceError:
@@ -180,24 +205,12 @@ def _truncated(path: str | Path, hdu: int, needed: int, size: int) -> DataError:
     return DataError(f"{path} is truncated: it has {size} bytes, HDU {hdu} needs {needed}")
 
 
-def _end(block: bytes | bytearray) -> int:
+def _end(block: bytes) -> int:
     """Offset of the END card in a header, -1 where there is none."""
     end = block.find(b"END" + b" " * 77)
     while end >= 0 and end % CARD:
         end = block.find(b"END" + b" " * 77, end + 1)
     return end
-
-
-def _cards(path: str | Path, raw: bytearray, offset: int) -> tuple[bytes, int]:
-    """Cards of the header at `offset`, and where its data start."""
-    if offset == 0 and not raw.startswith(b"SIMPLE  ="):
-        raise _not_fits(path)
-    length = _BLOCK
-    while (end := _end(raw[offset : offset + length])) < 0:
-        if offset + length >= len(raw):
-            raise DataError(f"{path} is truncated: the header at byte {offset} has no END in {len(raw)} bytes")
-        length *= 4
-    return bytes(raw[offset : offset + end]), offset + -(-(end + CARD) // _BLOCK) * _BLOCK
 
 
 def _public(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,21 +231,6 @@ def _is_odd(header: Mapping[str, Any]) -> bool:
     scaled = header.get("BSCALE", 1) != 1 or header.get("BZERO", 0) not in (0, *_UNSIGNED.values())
     table = header.get("XTENSION", "IMAGE") != "IMAGE"
     return "ZIMAGE" in header if table else scaled or "BLANK" in header
-
-
-def _decode(header: Mapping[str, Any], raw: bytearray, start: int) -> NDArray[Any] | None:
-    shape = [int(header[f"NAXIS{i}"]) for i in range(int(header.get("NAXIS", 0)), 0, -1)]
-    if not shape:
-        return None
-    stored = np.frombuffer(raw, _TYPES[int(header["BITPIX"])], math.prod(shape), start).reshape(shape)
-    native = stored.astype(stored.dtype.newbyteorder("="))
-    zero = header.get("BZERO", 0)
-    if not zero:
-        return native
-    # Adding 2^(n-1) to an n-bit integer flips its sign bit.
-    unsigned = native.view(f"u{native.itemsize}")
-    unsigned ^= unsigned.dtype.type(zero)
-    return unsigned
 
 
 def _encode(data: NDArray[Any] | None) -> tuple[int, int, NDArray[Any] | None]:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from apflow.errors import DataError
 from apflow.io.hdu import Hdu, read_hdus, read_primary, write_hdus
+from apflow.io.kernels import kernel_hdus
 from apflow.model.calibration import is_calibration
 from apflow.model.exposure import Exposure, ImageInfo, Mask, Raw
+from apflow.model.kernel import Kernel
 from apflow.model.psf import Psf
 from apflow.model.wcs import Wcs
 
@@ -188,7 +190,9 @@ def _has_moved(header: Mapping[str, Any]) -> bool:
     return header.get("SHUTOPEN") is not None and header.get("SHUTCLOS") is not None
 
 
-def write_exposure(path: str | Path, exposure: Exposure, extra: Mapping[str, Any] | None = None) -> None:
+def write_exposure(
+    path: str | Path, exposure: Exposure, extra: Mapping[str, Any] | None = None, kernel: Kernel | None = None
+) -> None:
     """Write an exposure: HDUs IMAGE, MASK, VARIANCE, and PSF where there is one.
 
     Parameters
@@ -198,6 +202,8 @@ def write_exposure(path: str | Path, exposure: Exposure, extra: Mapping[str, Any
         Its summary goes to the primary header as HIERARCH SUMMARY <name>.
     extra : mapping, optional
         More keywords of the primary header.
+    kernel : `Kernel`, optional
+        What a difference image was made with; `apflow.io.kernels.read_kernel` reads it.
     """
     header = header_of(exposure.info) if exposure.info else {}
     header |= {_SUMMARY + name: value for name, value in exposure.summary.items()} | dict(extra or {})
@@ -213,7 +219,7 @@ def write_exposure(path: str | Path, exposure: Exposure, extra: Mapping[str, Any
     if exposure.psf:
         ny, nx = exposure.psf.shape
         hdus.append(Hdu("PSF", {"PSFNX": nx, "PSFNY": ny}, np.asarray(exposure.psf.terms, np.float64)))
-    write_hdus(path, hdus)
+    write_hdus(path, hdus if kernel is None else [*hdus, *kernel_hdus(kernel)])
 
 
 def read_exposure(path: str | Path) -> Exposure:

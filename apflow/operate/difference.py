@@ -77,7 +77,7 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
     sources.insert(0, "diaSourceId", np.arange(1, len(sources) + 1))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_exposure(out / "difference.fits", result.exposure)
+    write_exposure(out / "difference.fits", result.exposure, kernel=result.kernel)
     _write_tables(out, sources, prepared.unit)
     write_sheet(out / "stamps.png", result, prepared, sources)
     names = ["difference.fits", "diasources.parquet", "diasources.ecsv", "stamps.png"]

@@ -9,7 +9,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
-from apflow.model.kernel import KernelStamps
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
 from apflow.pixels.forced import psf_flux, psf_radius
 from apflow.pixels.planes import EDGE, unusable
@@ -162,7 +161,22 @@ def _near(mask: I4, x: I8, y: I8) -> Bool:
     return found
 
 
-def matching_error(difference: Exposure, matched_image: F4, scale: float = 1.0) -> float:
+def bright_sources(difference: Exposure, matched_image: F4, scale: float = 1.0) -> tuple[I8, I8] | None:
+    """Pixels (x, y) of the brightest subtracted sources, `scale` times the variance being noise; None with too few."""
+    assert difference.psf is not None
+    unfit = unusable(difference.mask) | ((difference.mask & EDGE) != 0)
+    reach = psf_radius(difference.psf) + 3
+    for level in _BRIGHT:
+        x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, level * np.sqrt(scale))
+        if len(x) >= _LEAST:
+            brightest = np.argsort(-snr, kind="stable")[:_MOST]
+            return x[brightest], y[brightest]
+    return None
+
+
+def matching_error(
+    difference: Exposure, matched_image: F4, scale: float = 1.0, sources: tuple[I8, I8] | None = None
+) -> float:
     """Error of the subtracted sources' PSF fluxes, as a fraction of the flux.
 
     Registration and PSF errors leave residuals in proportion to the flux. The
@@ -170,31 +184,26 @@ def matching_error(difference: Exposure, matched_image: F4, scale: float = 1.0) 
     within 2 px beyond what noise explains, `scale` times the variance.
     """
     assert difference.psf is not None
-    unfit = unusable(difference.mask) | ((difference.mask & EDGE) != 0)
-    reach = psf_radius(difference.psf) + 3
-    for level in _BRIGHT:
-        x, y, snr = find_peaks(matched_image, difference.variance, unfit, reach, level * np.sqrt(scale))
-        if len(x) >= _LEAST:
-            break
-    else:
+    sources = bright_sources(difference, matched_image, scale) if sources is None else sources
+    if sources is None:
         return _USUAL_ERROR
-    brightest = np.argsort(-snr, kind="stable")[:_MOST]
     centre, r = difference.psf.centre(), psf_radius(difference.psf)
     half = len(centre) // 2
     psf = centre[half - r : half + r + 1, half - r : half + r + 1].astype(np.float32)
     squared = _relative_residuals(
-        difference.image, difference.variance, difference.mask, matched_image, psf, x[brightest], y[brightest], scale
+        difference.image, difference.variance, difference.mask, matched_image, psf, *sources, scale
     )
     return float(min(np.sqrt(np.quantile(squared, 0.6, method="lower")), _LARGEST_ERROR))
 
 
-def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps | None, scale: float = 1.0) -> float:
-    """Power that bright stars leave in a difference beyond noise, over that of their light.
+def residual_power(
+    difference: Exposure, matched_image: F4, scale: float = 1.0, sources: tuple[I8, I8] | None = None
+) -> float:
+    """Power that bright sources leave in a difference beyond noise, over that of their light.
 
     Square of the part of their light that is left, by pixels: 0 for a perfect
-    subtraction, about 1 for none. The median over the brighter half of the
-    kernel's stamps, rejected ones as well, within 1.5 FWHM of each; 0
-    without a stamp.
+    subtraction, about 1 for none. The median over the brightest, within 1.5
+    FWHM of each; 0 where there are too few to tell.
 
     Parameters
     ----------
@@ -202,16 +211,17 @@ def residual_power(difference: Exposure, matched_image: F4, stamps: KernelStamps
         Its variance times `scale` is that of blank sky and photon noise alone.
     matched_image : `numpy.ndarray`, (ny, nx), float32
         The image that was subtracted.
-    stamps : `KernelStamps`, optional
+    scale : `float`
+    sources : `tuple`, optional
+        Where they are known already, see `bright_sources`.
     """
-    if stamps is None or not len(stamps.x):
-        return 0.0
     assert difference.psf is not None
-    radius = 1.5 * difference.psf.fwhm_px()
-    bad = unusable(difference.mask)
-    left, light, noise = _powers(difference.image, difference.variance, bad, matched_image, stamps.x, stamps.y, radius)
-    bright = light >= np.median(light / np.maximum(noise, 1e-30)) * noise
-    return float(max(np.median((left - scale * noise)[bright] / np.maximum(light[bright], 1e-30)), 0.0))
+    sources = bright_sources(difference, matched_image, scale) if sources is None else sources
+    if sources is None:
+        return 0.0
+    radius, bad = 1.5 * difference.psf.fwhm_px(), unusable(difference.mask)
+    left, light, noise = _powers(difference.image, difference.variance, bad, matched_image, *sources, radius)
+    return float(max(np.median((left - scale * noise) / np.maximum(light, 1e-30)), 0.0))
 
 
 @njit(cache=True, nogil=True)

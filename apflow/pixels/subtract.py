@@ -18,6 +18,7 @@ from apflow.pixels.decorrelation import convolved_psf, decorrelation, matched_ps
 from apflow.pixels.matching import fit_kernel
 from apflow.pixels.planes import EDGE, HARD, NO_DATA, SAT, unusable
 from apflow.pixels.residuals import (
+    bright_sources,
     matching_error,
     noise_ratio,
     residual_background,
@@ -171,7 +172,7 @@ def _subtract(science: Exposure, template: Exposure, settings: _Settings, *, tur
     difference, filtered = whiten_and_filter(difference, bad, whitening, psf.centre())
     variance, matched_variance = _variances(science, template, kernel, settings.decorrelate)
     exposure = Exposure(difference, variance, mask, science.unit, science.wcs, psf, science.info)
-    exposure, found = _with_true_noise(exposure, filtered, matched_image, kernel)
+    exposure, found = _with_true_noise(exposure, filtered, matched_image)
     exposure = dataclasses.replace(exposure, summary=summary | found)
     matched = Exposure(
         matched_image, matched_variance, mask, science.unit, science.wcs, science.psf, science.info, template.summary
@@ -179,15 +180,14 @@ def _subtract(science: Exposure, template: Exposure, settings: _Settings, *, tur
     return Difference(exposure, matched, kernel, filtered)
 
 
-def _with_true_noise(
-    exposure: Exposure, filtered: F4, matched_image: F4, kernel: Kernel
-) -> tuple[Exposure, dict[str, float]]:
+def _with_true_noise(exposure: Exposure, filtered: F4, matched_image: F4) -> tuple[Exposure, dict[str, float]]:
     """The difference with a variance that blank sky and subtracted stars bear out, and what they showed."""
     assert exposure.psf is not None
     measured = noise_ratio(exposure, filtered, matched_image)
     scale = max(measured, _LEAST_NOISE) ** 2
-    error = matching_error(exposure, matched_image, scale)
-    power = residual_power(exposure, matched_image, kernel.stamps, scale)
+    sources = bright_sources(exposure, matched_image, scale)
+    error = matching_error(exposure, matched_image, scale, sources)
+    power = residual_power(exposure, matched_image, scale, sources)
     variance = with_matching_variance(exposure.variance, matched_image, scale, exposure.psf, error)
     summary = {"variance_scale": scale, "diff_mad_snr": measured, "matching_error": error, "residual_power": power}
     return dataclasses.replace(exposure, variance=variance), summary

@@ -15,6 +15,7 @@ from apflow.model.products import Difference, Template
 from apflow.pixels import detect, measure
 from apflow.pixels import subtract as pixels
 from apflow.pixels import template as templates
+from apflow.pixels.zogy import subtract_zogy
 
 
 @node
@@ -30,10 +31,13 @@ def match_template(science: Exposure, template: Template, config: Config) -> Exp
 
 @node
 def subtract(science: Exposure, matched: Exposure, config: Config) -> Difference:
-    """Difference image after PSF matching; one that is too bad ends its detector."""
+    """Difference image by the method of the configuration; one of Alard & Lupton that is too bad ends its detector."""
     settings = config.subtract
+    if settings.method == "zogy":
+        coverage, order = settings.min_coverage, settings.background_order
+        return subtract_zogy(science, matched, min_coverage=coverage, background_order=order)
     if settings.method != "alard-lupton":
-        raise BadRequest(f"subtract.method is {settings.method!r}; accepted: alard-lupton")
+        raise BadRequest(f"subtract.method is {settings.method!r}; accepted: alard-lupton, zogy")
     difference = pixels.subtract(
         science,
         matched,

@@ -93,7 +93,7 @@ def package_alerts(
     )
     record = provenance(plan, info.detector, snaps, config)
     write_provenance(paths["ap_provenance"], record)
-    write_exposure(paths["difference_image"], difference.exposure, keywords(record))
+    write_exposure(paths["difference_image"], difference.exposure, keywords(record), difference.kernel)
     write_catalogues(result)
     if injected is not None:
         write_table(paths[_INJECTED], injected)

@@ -15,6 +15,7 @@ from apflow.errors import BadRequest, DataError
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.wcs import fit_wcs
 from apflow.pixels.align import Alignment, Mapping, align, describe
+from apflow.pixels.common_sky import settled
 from apflow.pixels.stars import find_stars
 from apflow.pixels.warp import STEP, warp_into
 
@@ -22,6 +23,8 @@ F8 = NDArray[np.float64]
 
 #: S/N of the stars that images are aligned by; what is narrower than this is no star, pixels.
 _SNR, _NARROWEST = 10.0, 1.35
+#: Quantile of the widths that is a star's, galaxies being wider; taken where there are none, pixels.
+_STELLAR, _USUAL_FWHM = 0.25, 3.0
 #: With fewer stars than this in one of them, images of one shape are taken as aligned, and a WCS as right.
 _FEW = 10
 #: Images on one grid that stars have within so many pixels of each other are not resampled: the
@@ -109,6 +112,8 @@ def on_one_grid(
     if science.wcs is None and template.wcs is not None:
         sky = template.wcs.pixel_to_sky
         science = dataclasses.replace(science, wcs=fit_wcs(lambda x, y: sky(*mapping(x, y)), science.shape))
+    widths = [float(table["fwhm"].quantile(_STELLAR)) for table in stars if len(table)]
+    science, template = settled(science, template, max(widths, default=_USUAL_FWHM))
     return science, dataclasses.replace(template, wcs=science.wcs), Placement(by, not same, numbers, note)
 
 

@@ -170,9 +170,9 @@ def _mask(science: Exposure, template: Exposure, bad: Bool, replaced: Bool, satu
 
 
 def _core_radius(kernel: F8) -> int:
-    """Half-side of the square that holds 90 % of a kernel's absolute weight, 2 to 6 pixels."""
+    """Half-side of the square that holds 90 % of a kernel's squared weight, 2 to 6 pixels."""
     half = len(kernel) // 2
-    weight = np.abs(kernel)
+    weight = kernel**2
     for r in range(2, 6):
         if weight[half - r : half + r + 1, half - r : half + r + 1].sum() > 0.9 * weight.sum():
             return r

@@ -46,6 +46,7 @@ def runner_of(
     config: Config,
     deadline_s: float,
     on_event: Callable[[object], None] | None = None,
+    chains_per_worker: int = 2,
 ) -> Iterator[DaskRunner]:
     """A runner whose batches are the camera's rafts; what was measured is sent at its end, before the workers go."""
     with DaskRunner(
@@ -55,6 +56,7 @@ def runner_of(
         gather_after_s=config.timing.gather_after_s,
         deadline_s=deadline_s,
         on_event=on_event,
+        chains_per_worker=chains_per_worker,
     ) as runner:
         yield runner
         with contextlib.suppress(ServiceError):  # told already, by the thread that sends

@@ -91,7 +91,9 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         if record.ppdb != config.ppdb_url and len(ppdb.ledger()):
             raise BadRequest(f"PPDB {config.ppdb_url!r} holds visits that are not of this replay; accepted: a new one")
         record = dataclasses.replace(record, ppdb=config.ppdb_url)
-        with Stage(root, ppdb, config, camera, workers, max(len(part.detectors) for part in turns), progress) as stage:
+        most = max(len(part.detectors) for part in turns)
+        chains = 1 if request.rafts_at_a_time else 2  # who lacks room for a focal plane may lack memory as well
+        with Stage(root, ppdb, config, camera, workers, most, chains, progress) as stage:
             for turn, part in enumerate(turns[record.turn :], record.turn):
                 record = stage.play(record, part, turn)
                 if request.rafts_at_a_time:
@@ -120,7 +122,7 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     )
     summary["footprint"] = {
         "rafts_at_a_time": request.rafts_at_a_time,
-        "graphs": len(turns) * len(visits(scenario)),
+        "n_graphs": len(turns) * len(visits(scenario)),
         "peak_memory_gib": footprint.peak_memory_bytes / 2**30,
         "peak_disk_gb": footprint.peak_disk_bytes / 1e9,
         "simulation_wall_s": stage.simulation_s,

@@ -21,6 +21,7 @@ import pandas as pd
 from apflow.model.camera import Camera
 from apflow.model.visit import Visit
 from apflow.operate import report_parts as parts
+from apflow.operate.report_console import FOOTPRINT
 from apflow.operate.report_map import focal_plane_svg, map_data
 from apflow.operate.report_stamps import Stamp, stamp_figure
 
@@ -93,11 +94,15 @@ def _page(
         "causes": parts.causes_table(ledger),
         "score": parts.score_table(summary["score"]),
         "stamps": figures or '<p class="quiet">No stamps were kept.</p>',
-        "machine": parts.pairs_table(summary["machine"], ("Machine", "")),
+        "machine": parts.pairs_table({**summary["machine"], **_footprint(summary)}, ("Machine", "")),
         "versions": parts.pairs_table(summary["versions"], ("Package", "Version")),
     }
     template = (resources.files("apflow.operate") / "report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: pieces[match[1]], template)
+
+
+def _footprint(summary: dict[str, Any]) -> dict[str, Any]:
+    return {FOOTPRINT[name]: value for name, value in summary.get("footprint", {}).items()}
 
 
 def _count(n: int, noun: str) -> str:

@@ -12,6 +12,15 @@ from rich.table import Table
 
 _COLOURS = {"done": "green", "failed": "red", "image_timeout": "yellow", "bad_data": "dark_orange"}
 
+#: What is shown of how a run fitted into the machine.
+FOOTPRINT = {
+    "rafts_at_a_time": "rafts at a time, 0 for all",
+    "n_graphs": "graphs that were run",
+    "peak_memory_gib": "peak memory of all processes, GiB",
+    "peak_disk_gb": "peak disk, GB",
+    "simulation_wall_s": "simulating, s",
+}
+
 
 def print_tables(summary: Mapping[str, Any], console: Console) -> None:
     """Print states, latency, score and figures side by side, then the steps.
@@ -52,6 +61,7 @@ def _figures(summary: Mapping[str, Any]) -> Table:
         ("alerts", str(summary["alerts"])),
         ("core-s per detector", _number(summary["core_s_per_detector"])),
         ("peak memory of a worker, MiB", _number(summary["peak_rss_mib"])),
+        *((FOOTPRINT[name], _number(value)) for name, value in summary.get("footprint", {}).items()),
         ("wall, s", _number(summary["wall_s"])),
     ]
     return _table("Run", ("", "value"), rows)

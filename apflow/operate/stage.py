@@ -20,6 +20,7 @@ from apflow.model.ledger import Outcome, StepRecord
 from apflow.model.visit import Visit
 from apflow.operate.deliver import Delivery
 from apflow.operate.detector import outcomes_of
+from apflow.operate.ephemerides import ingest_simulated
 from apflow.operate.local_run import runner_of, workers_here
 from apflow.operate.meter import Meter
 from apflow.operate.prepare import Record, prepare, simulation_pool
@@ -48,6 +49,8 @@ class Stage:
     workers : `int`
     most : `int`
         Detectors of the largest turn.
+    chains_per_worker : `int`
+        Detectors whose images a worker holds at a time.
     progress : `~apflow.operate.progress.ReplayProgress`
 
     Attributes
@@ -70,10 +73,11 @@ class Stage:
         camera: Camera,
         workers: int,
         most: int,
+        chains_per_worker: int,
         progress: ReplayProgress,
     ) -> None:
         self._root, self._ppdb, self._config, self._camera = root, ppdb, config, camera
-        self._workers, self._most, self._progress = workers, most, progress
+        self._workers, self._most, self._chains, self._progress = workers, most, chains_per_worker, progress
         self._stack = contextlib.ExitStack()
         self._cluster: tuple[Client, DaskRunner] | None = None
         self.outcomes: list[Outcome] = []
@@ -114,6 +118,7 @@ class Stage:
                 prepare(root, scenario, pool, self._progress.simulated)
                 record = dataclasses.replace(record, prepared=True)
                 record.write(root)
+            ingest_simulated(root, scenario)
             truth = player.render(lambda n, total: self._progress.simulated("raw images", n, total), pool)
         truth.to_parquet(kept)
         record = dataclasses.replace(record, rendered=scenario.nvisits)
@@ -147,7 +152,7 @@ class Stage:
             per_detector = 2.0 if self._config.size else 30.0
             seconds = per_detector * n_visits * self._most / self._workers
             deadline_s = self._config.timing.image_timeout_s + 120.0 + seconds
-            runner = runner_of(client, self._camera, self._config, deadline_s, self._on_event)
+            runner = runner_of(client, self._camera, self._config, deadline_s, self._on_event, self._chains)
             self._cluster = client, self._stack.enter_context(runner)
             client.wait_for_workers(self._workers + 1, timeout=60)
             self._progress.dashboard(client.dashboard_link)

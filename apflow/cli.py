@@ -17,15 +17,19 @@ from apflow.commands import (
     alerts,
     calib,
     calibration,
+    ephemerides,
     explain,
     ingest,
     listen,
     metrics,
     ppdb,
+    replay,
+    score,
     services,
     simulate,
     submit,
 )
+from apflow.commands.options import Alerts, Ppdb, number, parse_size
 from apflow.errors import ApflowError, BadRequest, ServiceError
 from apflow.model.ledger import State
 
@@ -60,9 +64,12 @@ app.add_typer(metrics.app, name="metrics")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
 app.command()(calibration.calibration)
+app.command()(ephemerides.ephemerides)
 app.command()(explain.explain)
 app.command()(ingest.ingest)
 app.command()(listen.listen)
+app.command()(replay.replay)
+app.command()(score.score)
 app.command()(simulate.simulate)
 
 
@@ -74,133 +81,10 @@ def _version(wanted: bool) -> None:
 
 _Version = typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
 _Camera = typer.Option("--camera", help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
-_Filter = typer.Option("--filter", help="Physical filter or band.")
-_Ppdb = typer.Option(
-    "--ppdb", help="duckdb:///path, postgresql://user@host/database, dax:///config.yaml; default: in the repository."
-)
-_Alerts = typer.Option(
-    "--alerts",
-    help="file:///folder of the alert archive (default: in the repository), or kafka://host:port/topic or "
-    "kafka://embedded, where alerts are sent besides.",
-)
-
-
-def number[N: (int, float)](kind: type[N], low: float, high: float) -> Callable[[object], N]:
-    """A parser of numbers from `low` to `high` for an option."""
-
-    def parse(text: object) -> N:
-        try:
-            value = kind(str(text))
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise typer.BadParameter(f"{str(text)!r} is not accepted: {what} from {low} to {high}")
-        return value
-
-    return parse
 
 
 @app.callback()
 def _root(version: Annotated[bool, _Version] = False) -> None: ...
-
-
-def parse_size(text: str) -> int | None:
-    """``small`` (512), ``full`` (None) or a number of pixels."""
-    if text in ("small", "full"):
-        return 512 if text == "small" else None
-    if not text.isdigit():
-        raise BadRequest(f"--size {text!r} is not accepted: small, full, or a number of pixels")
-    return int(text)
-
-
-def parse_cadence(text: str) -> float:
-    """Seconds between visits; 0 for ``burst``."""
-    if text == "burst":
-        return 0.0
-    try:
-        cadence = float(text)
-    except ValueError:
-        cadence = -1.0
-    if not 0 <= cadence < 86_400:
-        raise BadRequest(f"--cadence {text!r} is not accepted: seconds (0 to 86400) or burst")
-    return cadence
-
-
-@app.command()
-def replay(
-    camera: Annotated[
-        str, typer.Option(help="lsstcam, comcam, decam, or the path of a camera's YAML file.")
-    ] = "lsstcam",
-    detectors: Annotated[
-        str, typer.Option(help="science, all, or a comma list of rafts (R22), names (R22_S11) and ids (94).")
-    ] = "science",
-    size: Annotated[str, typer.Option(help="small (512 px cut-outs), full, or a number of pixels.")] = "small",
-    visits: Annotated[
-        int, typer.Option(parser=number(int, 1, 1000), metavar="N", help="Number of visits, 1 to 1000.")
-    ] = 3,
-    cadence: Annotated[str, typer.Option(help="Seconds between visits, or burst.")] = "burst",
-    snaps: Annotated[
-        int, typer.Option(parser=number(int, 1, 2), metavar="1|2", help="Images of each visit, combined into one.")
-    ] = 1,
-    workers: Annotated[
-        int, typer.Option(parser=number(int, 0, 1000), metavar="N", help="Worker processes; 0 for one a core.")
-    ] = 0,
-    seed: Annotated[
-        int,
-        typer.Option(parser=number(int, 0, 10**9), metavar="S", help="Seed of the sky and of everything simulated."),
-    ] = 1,
-    physical_filter: Annotated[str, _Filter] = "r",
-    butler: Annotated[str, typer.Option(help="Repository to make or continue; default: in the report's folder.")] = "",
-    ppdb: Annotated[str, _Ppdb] = "",
-    alerts: Annotated[str, _Alerts] = "",
-    report: Annotated[Path, typer.Option(help="Folder of the report and its tables.")] = Path("replay"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary there as JSON.")] = None,
-    image_timeout: Annotated[
-        float, typer.Option(parser=number(float, 0.1, 86_400), metavar="SECONDS", help="How long to wait for an image.")
-    ] = 120.0,
-    rafts_at_a_time: Annotated[
-        int,
-        typer.Option(
-            parser=number(int, 0, 1000),
-            metavar="N",
-            help="Simulate and process one visit N rafts at a time, removing the pixels of each; 0: all at once.",
-        ),
-    ] = 0,
-) -> None:
-    """Simulate visits of a whole focal plane and process them end to end, with no server.
-
-    A replay that was interrupted continues when the same command is given again. Without --butler a replay that is
-    finished, or another, makes room for the new one; with --butler more --visits may follow those that are done.
-
-    Example: apflow replay --camera comcam --visits 2 --report my-replay
-    """
-    from apflow.operate.interrupts import interruptible
-    from apflow.operate.replay import Request, run_replay
-
-    request = Request(
-        camera=camera,
-        detectors=detectors,
-        size=parse_size(size),
-        visits=visits,
-        cadence_s=parse_cadence(cadence),
-        snaps=snaps,
-        workers=workers,
-        seed=seed,
-        physical_filter=physical_filter,
-        butler=butler,
-        ppdb=ppdb,
-        alerts=alerts,
-        report=report,
-        json_file=json_file,
-        image_timeout_s=image_timeout,
-        rafts_at_a_time=rafts_at_a_time,
-    )
-    try:
-        with interruptible():
-            run_replay(request, Console())
-    except KeyboardInterrupt:
-        _fail("interrupted; what was stored is consistent, and the same command continues", EXIT_INTERRUPTED)
 
 
 @app.command()
@@ -249,8 +133,8 @@ def detector(
     butler: Annotated[str, typer.Option(help="Butler repository.")],
     image: Annotated[list[str], typer.Option(help="Name of the image, MC_O_YYYYMMDD_NNNNNN; twice for two snaps.")],
     physical_filter: Annotated[str, typer.Option("--filter", help="Physical filter or band; none: the header's.")] = "",
-    ppdb: Annotated[str, _Ppdb] = "",
-    alerts: Annotated[str, _Alerts] = "",
+    ppdb: Annotated[str, Ppdb] = "",
+    alerts: Annotated[str, Alerts] = "",
     timeout: Annotated[
         float, typer.Option(parser=number(float, 0, 86_400), metavar="SECONDS", help="How long to wait for the images.")
     ] = 120.0,
@@ -318,20 +202,20 @@ def main(arguments: Sequence[str] | None = None, command: Callable[..., object] 
     try:
         code = command(arguments, standalone_mode=False)
     except typer.TyperException as error:
-        _fail(_usage(error), EXIT_BAD_REQUEST)
+        fail(_usage(error), EXIT_BAD_REQUEST)
     except BadRequest as error:
-        _fail(error, EXIT_BAD_REQUEST)
+        fail(error, EXIT_BAD_REQUEST)
     except ServiceError as error:
-        _fail(error, EXIT_SERVICE)
+        fail(error, EXIT_SERVICE)
     except ApflowError as error:
-        _fail(error, EXIT_CODES.get(State(error.state), 1))
+        fail(error, EXIT_CODES.get(State(error.state), 1))
     except OSError as error:
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_IO)
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_IO)
     except Exception as error:
         traceback.print_exc()
-        _fail(f"a defect of apflow, see above: {type(error).__name__}: {error}", EXIT_DEFECT)
+        fail(f"a defect of apflow, see above: {type(error).__name__}: {error}", EXIT_DEFECT)
     if code == EXIT_INTERRUPTED:
-        _fail("interrupted", EXIT_INTERRUPTED)
+        fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -345,7 +229,8 @@ def _usage(error: typer.TyperException) -> str:
     return f"{line.rstrip('.')}; see: {context.command_path if context else 'apflow'} --help"
 
 
-def _fail(error: object, code: int) -> NoReturn:
+def fail(error: object, code: int) -> NoReturn:
+    """Say in one line what went wrong, and end the process."""
     console = Console(stderr=True, highlight=False)
     console.print(Text.assemble(("error:", "bold red"), " ", " ".join(str(error).split())), soft_wrap=True)
     sys.exit(code)

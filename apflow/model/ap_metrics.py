@@ -106,6 +106,8 @@ STAGES: Mapping[str, tuple[Metric, ...]] = {
         Metric("n_known_objects", "ct", "DiaObjects that were known in the region."),
         Metric("n_new_objects", "ct", "DiaObjects that this visit began."),
         Metric("n_ss_sources", "ct", "DiaSources of known Solar System objects."),
+        Metric("n_ss_predicted", "ct", "Solar System objects that were predicted in the region."),
+        Metric("is_ss_service_down", "", "1 where the service of ephemerides gave no answer that can be used, else 0."),
     ),
     "forced": (Metric("n_forced", "ct", "DiaObjects that were measured by forced photometry."),),
     "alerts": (

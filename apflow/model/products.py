@@ -168,7 +168,7 @@ class History:
     ra and dec (degrees), and extendedness (0 a star, 1 a galaxy, NaN unknown).
     `ss_objects` are the Solar System objects predicted about the region, where
     anybody did; see `apflow.catalogs.solar_system.predicted`. They are no part
-    of the PPDB.
+    of the PPDB. `summary` has numbers worth a metric.
     """
 
     objects: pd.DataFrame
@@ -176,6 +176,7 @@ class History:
     forced: pd.DataFrame
     drp: pd.DataFrame = field(default_factory=no_drp_objects)
     ss_objects: pd.DataFrame | None = None
+    summary: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ def project(ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: ArrayLike, dec0_deg:
     return np.degrees(xi), np.degrees(eta)
 
 
-def deproject(xi_deg: ArrayLike, eta_deg: ArrayLike, ra0_deg: float, dec0_deg: float) -> tuple[F8, F8]:
+def deproject(xi_deg: ArrayLike, eta_deg: ArrayLike, ra0_deg: ArrayLike, dec0_deg: ArrayLike) -> tuple[F8, F8]:
     """Inverse of `project`; ra in [0, 360)."""
     xi, eta = np.radians(xi_deg), np.radians(eta_deg)
     ra0, dec0 = np.radians(ra0_deg), np.radians(dec0_deg)

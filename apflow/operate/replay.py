@@ -29,9 +29,10 @@ from apflow.operate.progress import ReplayProgress
 from apflow.operate.report import write_report
 from apflow.operate.report_console import print_tables
 from apflow.operate.repository import check_urls, repository_config
+from apflow.operate.score import INJECTED_FILE, injected_sources, score_injections
 from apflow.operate.stage import Stage
 from apflow.operate.stamps import pick_stamps
-from apflow.operate.summary import ledger_frame, summarise
+from apflow.operate.summary import finite, ledger_frame, summarise
 from apflow.operate.turns import make_room, truth_path, turns_of
 from apflow.simulate.scenario import Scenario, visits
 from apflow.simulate.score import score
@@ -57,6 +58,7 @@ class Request:
     json_file: Path | None
     image_timeout_s: float
     rafts_at_a_time: int = 0
+    inject: int = 0
 
 
 def run_replay(request: Request, console: Console) -> dict[str, Any]:
@@ -79,6 +81,8 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     record = open_replay(root, scenario, own=not request.butler, rafts_at_a_time=request.rafts_at_a_time)
     request.report.mkdir(parents=True, exist_ok=True)
     config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
+    if request.inject:
+        config = dataclasses.replace(config, injection=dataclasses.replace(config.injection, per_ccd=request.inject))
     turns = turns_of(scenario, camera, request.rafts_at_a_time)
 
     with (
@@ -108,6 +112,7 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         footprint.look()
     truth = pd.concat([pd.read_parquet(truth_path(root, turn)) for turn in range(len(turns))], ignore_index=True)
     truth = truth.sort_values(["visit", "detector", "truth_id"], ignore_index=True)
+    fakes = injected_sources(root)
 
     summary = summarise(
         outcomes,
@@ -127,6 +132,9 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
         "peak_disk_gb": footprint.peak_disk_bytes / 1e9,
         "simulation_wall_s": stage.simulation_s,
     }
+    if len(fakes):
+        summary["injections"] = finite(score_injections(fakes, tables["DiaSource"], expected))
+        fakes.to_parquet(request.report / INJECTED_FILE)
     _write(request, scenario, camera, config, summary, outcomes, truth, tables)
     dataclasses.replace(record, finished=True).write(root)
     print_tables(summary, console)

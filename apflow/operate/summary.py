@@ -80,16 +80,16 @@ def summarise(
         },
         "seed": seed,
     }
-    finite: dict[str, Any] = _finite(summary)
-    return finite
+    made: dict[str, Any] = finite(summary)
+    return made
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity as None: JSON has no word for them."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

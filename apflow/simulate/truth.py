@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apflow.model.region import Region
+from apflow.simulate.ephemerides import ss_object_ids
 from apflow.simulate.optics import mixture_neff, moffat, psf_radius_px
 from apflow.simulate.scene import Scene, draw_points, trail_points
 from apflow.simulate.sky import MARGIN_ARCSEC, change_flux, change_position, make_sky
@@ -44,6 +45,7 @@ def truth_table(scene: Scene, expected: F4, flat: F4, bad: NDArray[np.bool_]) ->
         transient, hosted, mover, trail); ra, dec (ICRS degrees) at mid-visit;
         x, y (pixels); flux_njy, signed, visit minus template; snr, predicted
         (see `_predicted_sigma`); good, whether every pixel of the core is;
+        ssObjectId, null where nobody predicts it;
         trail_length_arcsec and trail_angle_deg (East of North) of the motion
         while the shutter was open.
     """
@@ -75,6 +77,7 @@ def truth_table(scene: Scene, expected: F4, flat: F4, bad: NDArray[np.bool_]) ->
             "flux_njy": flux,
             "snr": np.abs(flux) / sigma,
             "good": _on_good_pixels(bad, x, y) & ~_saturated_in_template(scene, region, x, y),
+            "ssObjectId": ss_object_ids(scenario, changes),
             "trail_length_arcsec": (rate * open_s).to_numpy(),
             "trail_angle_deg": np.degrees(np.arctan2(changes["rate_ra"], changes["rate_dec"])).to_numpy() % 360.0,
         }

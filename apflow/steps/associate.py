@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from apflow.catalogs import associate as catalogs
 from apflow.catalogs.forced import forced_rows, to_be_forced
 from apflow.catalogs.solar_system import predicted
 from apflow.config import Config
+from apflow.errors import DataError, ServiceError
 from apflow.graph import node
+from apflow.io.ephemerides import ask_service
 from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.interface import Wanted
 from apflow.model.exposure import Exposure
@@ -20,6 +23,8 @@ from apflow.model.products import Associated, Difference, History, Plan
 from apflow.model.region import Region
 from apflow.pixels.forced import forced_flux
 from apflow.pixels.inject import touched
+
+_log = logging.getLogger(__name__)
 
 
 @node(waits=True)
@@ -31,16 +36,43 @@ def read_history(plan: Plan, detector: int, region: Region, sources: pd.DataFram
     System objects predicted there at the time of the image.
     """
     ppdb, visit = open_ppdb(config.ppdb_url), plan.visit.visit
-    ppdb.awaitTurn(visit, detector, config.timing.order_timeout_s)
     # Without sources no rows are read whose time would matter: the middle of the night does.
     mjd = float(sources["midpointMjdTai"].iloc[0]) if len(sources) else mid_night(visit)
+    moving, summary = _solar_system(plan, detector, region, mjd, config) if len(sources) else (None, {})
+    ppdb.awaitTurn(visit, detector, config.timing.order_timeout_s)
     history = load_history(region, sources, mjd, config)
-    path = plan.inputs[detector].ss_objects
-    if path is None or not len(sources):
-        return history
-    moving = predicted(pd.read_parquet(path), mjd)
+    return dataclasses.replace(history, ss_objects=moving, summary=summary)
+
+
+def _solar_system(
+    plan: Plan, detector: int, region: Region, mjd_tai: float, config: Config
+) -> tuple[pd.DataFrame | None, dict[str, float]]:
+    """Solar System objects predicted about a detector, by files and by the service; None where there are neither.
+
+    Where both know an object the file is right. A service that is away, slow
+    or wrong costs no detector its alerts: nothing is attributed by it.
+    """
+    path, settings = plan.inputs[detector].ss_objects, config.solar_system
+    if path is None and not settings.service:
+        return None, {}
+    tables, summary = [] if path is None else [predicted(pd.read_parquet(path), mjd_tai)], {}
+    if settings.service:
+        ra, dec = region.centre
+        where = {"ra_deg": ra, "dec_deg": dec, "radius_deg": region.radius_deg}
+        try:
+            told = ask_service(
+                settings.service, visit=plan.visit.visit, mjd_tai=mjd_tai, timeout_s=settings.timeout_s, **where
+            )
+            tables.append(predicted(told, mjd_tai))
+        except (ServiceError, DataError) as error:
+            _log.warning("visit %s, detector %s: %s", plan.visit.visit, detector, error)
+        summary["is_ss_service_down"] = float(len(tables) == (path is not None))
+    if not tables:
+        return None, summary
+    moving = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True).drop_duplicates("ssObjectId")
     near = region.grown(config.associate.margin_arcsec).contains(moving["ra"], moving["dec"])
-    return dataclasses.replace(history, ss_objects=moving[near].reset_index(drop=True))
+    summary["n_ss_predicted"] = float(near.sum())
+    return moving[near].reset_index(drop=True), summary
 
 
 def load_history(region: Region, sources: pd.DataFrame, mjd_tai: float, config: Config) -> History:

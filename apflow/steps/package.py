@@ -62,7 +62,7 @@ def package_alerts(
     associated = with_forced(associated, history, forced)
     stamps = _stamps(associated.sources, difference, science, config)
     packets = packets_of(associated, history, forced, stamps, config)
-    metrics = {**science.summary, **difference.matched.summary, **difference.exposure.summary}
+    metrics = {**science.summary, **difference.matched.summary, **difference.exposure.summary, **history.summary}
     metrics |= take_counts(visit.visit, info.detector) | {"n_snaps_missing": float(len(snaps.missing))}
     metrics |= {f"n_{kind}": float(associated.sources[flag].sum()) for kind, flag in _FLAGS.items()}
     metrics |= association_metrics(associated, history, forced, packets)

@@ -29,7 +29,7 @@ def _science_psf(detector, x, y, size):
 
 def test_columns_and_identity(rendered):
     raw, truth = rendered[94]
-    columns = "visit detector truth_id kind ra dec x y flux_njy snr good trail_length_arcsec trail_angle_deg"
+    columns = "visit detector truth_id kind ra dec x y flux_njy snr good ssObjectId trail_length_arcsec trail_angle_deg"
     assert list(truth.columns) == columns.split()
     assert truth["truth_id"].is_unique
     assert (truth["visit"] == raw.info.exposure).all()

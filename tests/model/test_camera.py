@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS
 
 from apflow.errors import BadRequest
 from apflow.model.camera import camera_names, load_camera
+from apflow.model.response import LINEARITY_STEP
 from apflow.model.sky import separation_arcsec
 from apflow.model.wcs import Wcs
 
@@ -202,3 +205,43 @@ def test_segments_lie_as_a_raw_of_the_test_stand_says():
     bottom, top = amplifiers["Segment10"], amplifiers["Segment00"]
     assert (bottom.x0, bottom.y0, bottom.flip_x, bottom.flip_y) == (0, 0, True, False)
     assert (top.x0, top.y0, top.flip_x, top.flip_y) == (0, 2002, False, True)
+
+
+def test_a_camera_says_how_its_amplifiers_respond(tmp_path: Path):
+    for name in camera_names():
+        camera = load_camera(name)
+        for detector in (camera.detectors[0], camera.detectors[-1]):
+            n = len(detector.amplifiers)
+            assert detector.crosstalk is not None and detector.crosstalk.shape == (n, n)
+            assert not np.diag(detector.crosstalk).any() and 0 < np.abs(detector.crosstalk).max() < 1e-2
+            assert detector.linearity is None
+    tree = yaml.safe_load((resources.files("apflow.cameras") / "decam.yaml").read_text())
+    del tree["ccds"]["DECAM"]["crosstalk"]
+    tree["ccds"]["DECAM"]["linearity"] = {"C01": {"polynomial": [1e-7]}}
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(tree))
+    detector = load_camera(str(tmp_path / "plain.yaml")).detectors[3]
+    assert detector.crosstalk is None and detector.linearity is not None
+    assert not detector.linearity[0].any()
+    assert detector.linearity[1][1000] == pytest.approx(1e-7 * (1000 * LINEARITY_STEP) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("crosstalk", [[0, 1e-4]], "DECAM: crosstalk has shape .1, 2.; accepted: .2, 2."),
+        ("crosstalk", [[0, "much"], [0, 0]], "DECAM: crosstalk is not a table of numbers"),
+        ("crosstalk", [[0, 1e-4], [0.5, 0]], "DECAM: crosstalk from C00 to C01 is 0.5"),
+        ("crosstalk", [[0, float("nan")], [0, 0]], "DECAM: crosstalk from C01 to C00 is nan"),
+        ("crosstalk", [[0, 1e-4], [1e-4, 1.0e-4]], "DECAM: crosstalk from C01 to itself"),
+        ("linearity", {"C07": {"polynomial": [1e-7]}}, "DECAM: linearity of 'C07' is given; accepted: all, C00, C01"),
+        ("linearity", {"C00": {"polynomial": [-1e-5]}}, "DECAM: linearity of C00: the corrected signal falls"),
+        ("linearity", {"C00": {"adu": [0, 5, 3], "correction": [0, 0, 0]}}, "DECAM: linearity of C00 is"),
+        ("linearity", {"C00": 3}, "DECAM: linearity of C00 is 3; accepted: .polynomial"),
+    ],
+)
+def test_a_response_that_cannot_be_is_refused_by_name(tmp_path: Path, key: str, value: object, words: str):
+    tree = yaml.safe_load((resources.files("apflow.cameras") / "decam.yaml").read_text())
+    tree["ccds"]["DECAM"][key] = value
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(BadRequest, match=words):
+        load_camera(str(tmp_path / "bad.yaml"))

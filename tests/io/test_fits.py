@@ -51,6 +51,33 @@ def test_the_shutter_stands_before_the_plan(tmp_path: Path) -> None:
     assert info.mjd_mid_tai == pytest.approx(60786.2002, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("shutter", "open_s", "offset_s"),
+    [
+        # Rubin's: a measured time beside the planned one, and the times of the exposure.
+        ({"EXPTIME": 30.0, "SHUTTIME": 30.06, "MJD-BEG": 60786.2, "MJD-END": 60786.20035}, 30.06, 0.06),
+        # Times at which the shutter opened and closed, and no measured time.
+        ({"EXPTIME": 30.0, "SHUTOPEN": 60786.2, "SHUTCLOS": 60786.2 + 28.5 / 86400}, 28.5, -1.5),
+        # All of them, of which the last disagrees with the others.
+        ({"EXPTIME": 30.0, "SHUTTIME": 30.0, "SHUTOPEN": 60786.2, "SHUTCLOS": 60786.2 + 20 / 86400}, 30.0, -10.0),
+        # Nothing measured.
+        ({"EXPTIME": 30.0, "MJD-BEG": 60786.2, "MJD-END": 60786.20035}, 30.0, math.nan),
+        ({"EXPTIME": 30.0, "SHUTTIME": None, "SHUTOPEN": 60786.2}, 30.0, math.nan),
+    ],
+)
+def test_exposure_time_of_each_form_of_header(shutter: dict[str, float], open_s: float, offset_s: float) -> None:
+    header = {key: value for key, value in fits.header_of(builders.info()).items() if key != "EXPTIME"} | shutter
+    assert fits.info_of(header, "here").exposure_time_s == pytest.approx(open_s, abs=1e-4)
+    assert fits.shutter_offset_s(header) == pytest.approx(offset_s, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("shutter", [{"SHUTTIME": -1.0}, {"SHUTOPEN": 60786.3, "SHUTCLOS": 60786.2}])
+def test_a_shutter_that_closes_before_it_opens_is_refused(shutter: dict[str, float]) -> None:
+    header = fits.header_of(builders.info()) | shutter
+    with pytest.raises(DataError, match="here: the shutter was open for -"):
+        fits.info_of(header, "here")
+
+
 def test_an_end_that_is_not_given_follows_from_the_exposure_time() -> None:
     header = fits.header_of(builders.info())
     del header["MJD-END"], header["EXPID"]

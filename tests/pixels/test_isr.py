@@ -90,6 +90,9 @@ def test_defects_and_nan_are_masked_and_finite():
     assert (exposure.mask[calibs.defects] & Mask.BAD).all() and (exposure.mask[calibs.defects] & Mask.INTRP).all()
     # A pixel that the flat cannot correct is bad, but it has seen light.
     assert ((exposure.mask & Mask.NO_DATA) != 0).sum() == 1
+    # Only what nothing foretold is an unmasked NaN.
+    assert ((exposure.mask & Mask.UNMASKEDNAN) != 0).sum() == 1
+    assert (exposure.mask[(exposure.mask & Mask.UNMASKEDNAN) != 0] & (Mask.BAD | Mask.NO_DATA)).all()
     assert exposure.mask[300, 300] == Mask.BAD | Mask.INTRP
     assert exposure.mask[301, 301] == Mask.BAD | Mask.INTRP
     assert exposure.image[calibs.defects].mean() == pytest.approx(900.0, abs=10.0)

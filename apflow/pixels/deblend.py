@@ -106,13 +106,13 @@ def points_chi2(exposure: Exposure, psf: F4, points: F8, box: tuple[int, int, in
 
 @njit(cache=True, nogil=True)
 def _render(psf, points, box, table, jac):  # type: ignore[no-untyped-def]
-    """Unit models and derivatives (3 n, h, w) of points: by flux, x and y."""
+    """Models of unit flux and their derivatives (3 n, h, w): by flux, x and y."""
     k, r = psf.shape[0], psf.shape[0] // 2
     h = np.float32(0.25)
     shifted, work = np.empty((5, k, k), np.float32), np.empty((k, k), np.float32)
     jac[:] = 0
     for n in range(points.shape[0]):
-        flux, x, y = points[n]
+        x, y = points[n, 1], points[n, 2]
         ix, iy = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
         dx, dy = x - ix, y - iy
         shift_psf(psf, dx, dy, table, shifted[0], work)
@@ -124,8 +124,8 @@ def _render(psf, points, box, table, jac):  # type: ignore[no-untyped-def]
             for i in range(max(0, box[0] - ix + r), min(k, box[1] - ix + r)):
                 v, u = iy + j - r - box[2], ix + i - r - box[0]
                 jac[3 * n, v, u] = shifted[0, j, i]
-                jac[3 * n + 1, v, u] = flux * (shifted[1, j, i] - shifted[2, j, i]) / (2 * h)
-                jac[3 * n + 2, v, u] = flux * (shifted[3, j, i] - shifted[4, j, i]) / (2 * h)
+                jac[3 * n + 1, v, u] = (shifted[1, j, i] - shifted[2, j, i]) / (2 * h)
+                jac[3 * n + 2, v, u] = (shifted[3, j, i] - shifted[4, j, i]) / (2 * h)
 
 
 @njit(cache=True, nogil=True)
@@ -215,15 +215,17 @@ def _sum(points, jac, model):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fluxes(image, mask, box, points, jac, model, a, b):  # type: ignore[no-untyped-def]
-    """Set the fluxes that are best at the points' positions; whether there are any."""
-    n = points.shape[0]
+def _state(image, mask, psf, points, box, table, fixed, jac, model, a, b):  # type: ignore[no-untyped-def]
+    """Set the fluxes that are best at the points' positions, and with them jac, model, A and b; sum of squares, fine."""
+    _render(psf, points, box, table, jac)
     model[:] = 0
-    normal_equations(image, mask, box, jac, model, a, b)
-    flux, ok = solve_normal(a[::3, ::3].copy(), b[::3].copy(), 0.0)
-    for s in range(n):
+    normal_equations(image, mask, box, jac[::3], model, fixed[0], fixed[1])
+    flux, fine = solve_normal(fixed[0], fixed[1], 0.0)
+    for s in range(points.shape[0]):
         points[s, 0] = flux[s]
-    return ok
+        jac[3 * s + 1 : 3 * s + 3] *= flux[s]
+    _sum(points, jac, model)
+    return normal_equations(image, mask, box, jac, model, a, b), fine
 
 
 @njit(cache=True, nogil=True)
@@ -231,40 +233,24 @@ def _fit(image, variance, mask, psf, start, box, reach, move, table):  # type: i
     n = start.shape[0]
     h, w = box[3] - box[2], box[1] - box[0]
     jac, model = np.empty((3 * n, h, w)), np.empty((h, w))
-    a, b = np.empty((3 * n, 3 * n)), np.empty(3 * n)
-    points = start.copy()
-    _render(psf, points, box, table, jac)
-    ok = _fluxes(image, mask, box, points, jac, model, a, b)
-    found = ok and not move
-    damping, best = 1e-3, np.inf
-    trial = points.copy()
-    last = points.copy()
+    a, b, at, bt = np.empty((3 * n, 3 * n)), np.empty(3 * n), np.empty((3 * n, 3 * n)), np.empty(3 * n)
+    fixed = (np.empty((n, n)), np.empty(n))
+    points, trial = start.copy(), start.copy()
+    damping, best, found = 1e-3, np.inf, False
     for _ in range(_ITERATIONS):
-        if not ok or not move:
+        total, fine = _state(image, mask, psf, trial, box, table, fixed, jac, model, at, bt)
+        if not fine:
             break
-        _render(psf, trial, box, table, jac)
-        _fluxes(image, mask, box, trial, jac, model, a, b)
-        _render(psf, trial, box, table, jac)
-        _sum(trial, jac, model)
-        total = normal_equations(image, mask, box, jac, model, a, b)
         if total <= best:
-            still = best < np.inf and np.abs(trial[:, 1:] - points[:, 1:]).max() < _STILL
-            best, points[:] = total, trial
-            last[:] = points
+            found = not move or (best < np.inf and np.abs(trial[:, 1:] - points[:, 1:]).max() < _STILL)
+            best, points[:], a[:], b[:] = total, trial, at, bt
             damping *= 0.2
-            if still:
-                found = True
-                break
-            step, fine = solve_normal(a, b, damping)
         else:
             damping = max(damping, 1e-3) * 10
-            if damping > 1e4:
-                found = True
-                break
-            _render(psf, points, box, table, jac)
-            _sum(points, jac, model)
-            normal_equations(image, mask, box, jac, model, a, b)
-            step, fine = solve_normal(a, b, damping)
+            found = damping > 1e4
+        if found:
+            break
+        step, fine = solve_normal(a, b, damping)
         if not fine:
             break
         for s in range(n):
@@ -272,9 +258,7 @@ def _fit(image, variance, mask, psf, start, box, reach, move, table):  # type: i
                 trial[s, t] = points[s, t] + min(max(step[3 * s + t], -_MOST_STEP), _MOST_STEP)
         if np.abs(trial[:, 1:] - start[:, 1:]).max() > reach:
             break
-    _render(psf, points, box, table, jac)
-    _sum(points, jac, model)
-    normal_equations(image, mask, box, jac, model, a, b)
+    _state(image, mask, psf, points, box, table, fixed, jac, model, a, b)
     if not move:
         for s in range(n):
             jac[3 * s + 1 : 3 * s + 3] = 0

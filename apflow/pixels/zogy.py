@@ -192,7 +192,8 @@ def _models(filters: Filters) -> tuple[Psf, Kernel, float]:
     order = _ORDER if filters.science.order + filters.template.order else 0
     inverse = np.linalg.pinv(polynomial_terms(x, y, filters.shape, order))
     terms, kernel = (np.tensordot(inverse, np.stack(images), 1) for images in (psfs, kernels))
-    return Psf(terms, filters.shape), Kernel(kernel, order, filters.shape), _lacking(filters)
+    lacking = _lacking(filters)
+    return Psf(terms, filters.shape), Kernel(lacking * kernel, order, filters.shape), lacking
 
 
 def _lacking(filters: Filters) -> float:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from apflow.model.exposure import Exposure
 from apflow.model.psf import polynomial_terms
+from apflow.pixels.convolve import grow
 from apflow.pixels.stamps import choose
 from apflow.pixels.zogy_filters import Match
 
@@ -47,11 +48,14 @@ def fit_match(science: Exposure, template: Exposure, bad: Bool) -> Match:
     reach = _PATCH + 1
     half = max(science.psf.size, template.psf.size) // 2
     x, y = choose(science, template, bad, half + reach, _MOST)
+    near = grow(bad, reach + round(max(science.psf.fwhm_px(), template.psf.fwhm_px())))[y, x]
+    x, y = x[~near], y[~near]
+    images = [np.where(bad, np.float32(0), e.image) for e in (science, template)]
     rows = np.empty((len(x), 5))
     for i, (xi, yi) in enumerate(zip(x, y, strict=True)):
         to_science, to_template = template.psf.at(xi, yi), science.psf.at(xi, yi)
-        first = _seen(science.image, to_science, xi, yi, reach)
-        second = _seen(template.image, to_template, xi, yi, reach)
+        first = _seen(images[0], to_science, xi, yi, reach)
+        second = _seen(images[1], to_template, xi, yi, reach)
         noise = (
             float(e.variance[yi, xi]) * float((p**2).sum()) for e, p in ((science, to_science), (template, to_template))
         )

@@ -23,6 +23,7 @@ from apflow.steps.inject import inject_fakes
 from apflow.steps.metrics import dispatch_metrics
 from apflow.steps.package import package_alerts
 from apflow.steps.prepare import gather_prepared, preparation_report, prepare_detector, prepare_inputs
+from apflow.steps.reliability import rate_reliability
 from apflow.steps.visits import detector_region, open_visit, visit_report
 
 
@@ -41,6 +42,7 @@ def detector(visit: Visit, detector: int, plan: Plan, config: Config) -> Detecto
     matched = match_template(science, template, config)
     difference = subtract(science, matched, config)
     sources = detect_and_measure(difference, science, config)
+    sources = rate_reliability(sources, difference, science, config)
 
     # Catalogues: the history is read when the sources are known, immediately before association.
     history = read_history(plan, detector, region, sources, config)

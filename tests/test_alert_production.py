@@ -104,7 +104,7 @@ def test_the_scheduler_knows_each_node_of_the_graph_by_name(night: Night):
     wanted = {
         *("open_visit", "detector_region", "fetch_calibs", "fetch_template", "await_science_images"),
         *("remove_signature", "calibrate", "inject_fakes", "match_template", "subtract", "detect_and_measure"),
-        *("read_history", "associate", "force_photometry", "package_alerts"),
+        *("rate_reliability", "read_history", "associate", "force_photometry", "package_alerts"),
         *("archive_packets", "write_ppdb", "publish_alerts", "register_outputs", "dispatch_metrics"),
         "visit_report",
     }

@@ -101,6 +101,7 @@ STAGES: Mapping[str, tuple[Metric, ...]] = {
         Metric("n_sources", "ct", "DiaSources."),
         Metric("n_negative", "ct", "DiaSources that are fainter than in the template."),
         Metric("n_dipoles", "ct", "DiaSources that are dipoles."),
+        Metric("median_reliability", "", "Median of the DiaSources' probability to be real."),
     ),
     "associate": (
         Metric("n_known_objects", "ct", "DiaObjects that were known in the region."),
@@ -128,6 +129,7 @@ STEPS = (
     "match_template",
     "subtract",
     "detect_and_measure",
+    "rate_reliability",
     "read_history",
     "associate",
     "force_photometry",

@@ -65,6 +65,7 @@ def package_alerts(
     metrics = {**science.summary, **difference.matched.summary, **difference.exposure.summary, **history.summary}
     metrics |= take_counts(visit.visit, info.detector) | {"n_snaps_missing": float(len(snaps.missing))}
     metrics |= {f"n_{kind}": float(associated.sources[flag].sum()) for kind, flag in _FLAGS.items()}
+    metrics["median_reliability"] = float(associated.sources["reliability"].astype(float).median())
     metrics |= association_metrics(associated, history, forced, packets)
     injected = _injected(difference, science)
     metrics |= injection_metrics(injected, associated.sources) if injected is not None else {}

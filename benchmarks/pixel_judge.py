@@ -144,11 +144,18 @@ def judge(
         (0) are merely real.
     constant : `pandas.DataFrame`, optional
         x, y, snr of stars that did not change.
+
+    Raises
+    ------
+    ValueError
+        The code has given up all blank sky.
     """
     bad = ground.bad | own_bad | ~np.isfinite(image) | ~(variance > 0)
     flat = without_background(image, bad)
     snr = snr_map(flat, variance, psf, bad)
     blank = snr[ground.blank & ~bad]
+    if not blank.size:
+        raise ValueError("no blank sky is left of the difference")
     mad = 1.4826 * float(np.median(np.abs(blank - np.median(blank))))
     snr /= np.float32(mad)
     found = peaks(snr, bad)
@@ -157,7 +164,7 @@ def judge(
     bias, error = _flux_bias(flat, variance, psf, bad, truth)
     stars = _at_stars(snr, bad, constant)
     given_up = bad & ~ground.bad
-    masked = float(given_up.sum() / max((~ground.bad).sum(), 1))
+    masked = float(given_up.sum()) / max(int((~ground.bad).sum()), 1)
     completeness = _completeness(found, truth)
     return Judgement(int((~near).sum()), int(near.sum()), completeness, bias, error, stars, mad, masked, false, snr)
 
@@ -178,7 +185,7 @@ def snr_map(image: F4, variance: F4, psf: Psf, bad: Bool) -> F4:
     weight = fftconvolve(good.astype(np.float32), p**2, mode="same") / (p**2).sum()
     used = (weight > _LEAST_WEIGHT) & (noise2 > 0)
     out = np.divide(signal, np.sqrt(np.maximum(noise2, 1e-30)), out=np.zeros_like(signal), where=used)
-    return out.astype(np.float32)
+    return np.asarray(out, np.float32)
 
 
 def peaks(snr: F4, bad: Bool, threshold: float = THRESHOLD) -> pd.DataFrame:
@@ -236,6 +243,8 @@ def _flux_bias(image: F4, variance: F4, psf: Psf, bad: Bool, truth: pd.DataFrame
     # A change that lies on a blemish must not decide alone.
     keep = np.abs(measured - true) < 5 * np.sqrt(noise2) + 0.1 * np.abs(true)
     weight = (true**2 / noise2)[keep].sum()
+    if not weight > 0:
+        return float("nan"), float("nan")
     return float((measured * true / noise2)[keep].sum() / weight - 1), float(weight**-0.5)
 
 

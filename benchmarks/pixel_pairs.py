@@ -131,7 +131,8 @@ def _science(
 ) -> Exposure:
     """The visit: sky, photon and read noise, saturation and bleeding; the sky is then subtracted."""
     expected = np.zeros((size, size), np.float32)
-    draw_points(expected, field, *(points[c].to_numpy() for c in ("x", "y", "flux")), 0.02)
+    x, y, flux = (points[c].to_numpy() for c in ("x", "y", "flux"))
+    draw_points(expected, field, x, y, flux, 0.02)
     draw_galaxies(expected, field, wcs, on_sky(galaxies, wcs), 1.0, 0.02)
     expected *= np.float32(ELECTRONS)
     v, u = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
@@ -161,9 +162,10 @@ def _template(
     shift = _registration_error(size, rng)
     points, galaxies = (_moved(on_sky(t, grid), native, shift) for t in (points, galaxies))
     light = np.zeros((side, side), np.float32)
+    x, y, flux = (points[c].to_numpy() for c in ("x", "y", "template_flux"))
     for ratio in VISITS:
         visit = _widened(turned, ratio)
-        draw_points(light, visit, *(points[c].to_numpy() for c in ("x", "y", "template_flux")), 0.01)
+        draw_points(light, visit, x, y, flux, 0.01)
         draw_galaxies(light, visit, native, galaxies, 1.0, 0.01)
     light /= np.float32(len(VISITS))
     full = light >= (FULL_WELL - SKY) / ELECTRONS

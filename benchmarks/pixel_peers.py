@@ -42,15 +42,6 @@ class PeerDifference:
     psf: Psf
     bad: Bool
     cpu_s: float
-    peak_mib: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command used."""
-
-    cpu_s: float
-    peak_mib: float
 
 
 def hotpants_path() -> str | None:
@@ -63,8 +54,8 @@ def sextractor_path() -> str | None:
     return next((path for name in SEXTRACTOR if (path := shutil.which(name))), None)
 
 
-def run(command: Sequence[str], folder: Path) -> Run:
-    """Run a command to its end in a folder.
+def run(command: Sequence[str], folder: Path) -> float:
+    """Run a command to its end in a folder; the CPU seconds that it took.
 
     Raises
     ------
@@ -78,7 +69,7 @@ def run(command: Sequence[str], folder: Path) -> Run:
         said.seek(0)
         if child.returncode != 0:
             raise RuntimeError(f"{command[0]} ended with {child.returncode}: {said.read()[-500:]}")
-    return Run(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return used.ru_utime + used.ru_stime
 
 
 def write_pair(folder: Path, science: Exposure, template: Exposure) -> None:
@@ -144,7 +135,7 @@ def hotpants(science: Exposure, template: Exposure, setting: str) -> PeerDiffere
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pair(folder, science, template)
-        used = run(hotpants_command(science, template, setting), folder)
+        cpu_s = run(hotpants_command(science, template, setting), folder)
         image, header = fits.getdata(folder / "difference.fits", header=True)
         noise = fits.getdata(folder / "noise.fits")
     image, noise = np.asarray(image, np.float32), np.asarray(noise, np.float32)
@@ -152,4 +143,4 @@ def hotpants(science: Exposure, template: Exposure, setting: str) -> PeerDiffere
     convolved = str(header.get("CONVOL00", "TEMPLATE")).strip().upper()
     psf = science.psf if convolved.startswith("TEMPLATE") else template.psf
     assert psf is not None
-    return PeerDifference(image, noise**2, psf, given_up, used.cpu_s, used.peak_mib)
+    return PeerDifference(image, noise**2, psf, given_up, cpu_s)

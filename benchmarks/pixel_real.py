@@ -65,7 +65,8 @@ def real_pairs(folder: Path) -> Iterator[RealPair]:
     for new in sorted((folder / "decam_minis").glob("DEC-OBS18?.mini.fits")):
         old = new.with_name(new.name.replace("OBS18", "OBS04"))
         if old.is_file():
-            yield RealPair(f"decam_minis_{new.name.split('.')[0][-1]}", new, old)
+            # Cut out about the object that changed.
+            yield RealPair(f"decam_minis_{new.name.split('.')[0][-1]}", new, old, known=((127.5, 127.5),))
 
 
 def prepared(pair: RealPair, change: Callable[[Exposure], Exposure] | None = None) -> tuple[Exposure, Exposure]:
@@ -125,7 +126,8 @@ def changes_for(science: Exposure, template: Exposure, noise_ratio: float, seed:
     margin = science.psf.size // 2 + 1
     near = grow(bad, 3)[iy, ix] | (x < margin) | (x > nx - 1 - margin) | (y < margin) | (y > ny - 1 - margin)
     table = pd.DataFrame({"x": x, "y": y, "flux": flux, "snr": asked, "asked": np.where(near, 0.0, asked)})
-    return table[np.isfinite(table["flux"])].reset_index(drop=True)
+    kept: pd.DataFrame = table[np.isfinite(table["flux"])].reset_index(drop=True)
+    return kept
 
 
 def _flux_at_one(science: Exposure, template: Exposure, x: int, y: int, bad: NDArray[np.bool_]) -> float:
@@ -134,8 +136,8 @@ def _flux_at_one(science: Exposure, template: Exposure, x: int, y: int, bad: NDA
     box = np.s_[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
     if bad[box].all():
         return float("nan")
-    noise = (float(e.variance[box][~bad[box]].mean()) for e in (science, template))
-    return 1 / ideal_snr(science.psf.at(x, y), template.psf.at(x, y), *noise)
+    ours, theirs = (float(e.variance[box][~bad[box]].mean()) for e in (science, template))
+    return float(1 / ideal_snr(science.psf.at(x, y), template.psf.at(x, y), ours, theirs))
 
 
 def put_in(points: pd.DataFrame, science: Exposure) -> Callable[[Exposure], Exposure]:

@@ -113,8 +113,8 @@ def with_changes(
     hosted = rng.permutation(len(x))[: min(len(x) // 2, len(galaxies))]
     galaxies = galaxies.copy()
     offset = 0.5 * galaxies["radius"].to_numpy()[: len(hosted)] / SCALE_ARCSEC * rng.normal(size=(2, len(hosted)))
-    columns = galaxies.columns.get_indexer(["x", "y"])
-    galaxies.iloc[: len(hosted), columns] = np.stack([x[hosted], y[hosted]], -1) + offset.T
+    for name, place, off in (("x", x, offset[0]), ("y", y, offset[1])):
+        galaxies[name] = np.concatenate([place[hosted] + off, galaxies[name].to_numpy()[len(hosted) :]])
     light = np.zeros((size, size), np.float32)
     draw_galaxies(light, fields[0], wcs, on_sky(galaxies, wcs), 1.0, 0.01)
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
@@ -157,10 +157,10 @@ def _flux_of(x: float, y: float, snr: float, light: float, fields: tuple[PsfFiel
     """Flux (nJy) of a point that an ideal difference shows at a S/N."""
     noise = (SKY + READ_NOISE**2) / ELECTRONS**2 + light / ELECTRONS
     shapes = [[float(v) for v in field.at(x, y)] for field in fields]
-    psfs = [psf_image(fwhm, e1, e2, 51) for fwhm, e1, e2 in shapes]
-    flux = snr / ideal_snr(*psfs, noise, noise / DEEPER)
+    science, template = (psf_image(fwhm, e1, e2, 51) for fwhm, e1, e2 in shapes)
+    flux = snr / ideal_snr(science, template, noise, noise / DEEPER)
     # Its own photons add to the noise under it.
-    own = float((psfs[0] ** 3).sum() / (psfs[0] ** 2).sum()) / ELECTRONS
+    own = float((science**3).sum() / (science**2).sum()) / ELECTRONS
     return float(flux * np.sqrt(1 + own * flux / (noise * (1 + 1 / DEEPER))))
 
 

@@ -86,32 +86,35 @@ def smooth(image: F4, sigma_px: float) -> F4:
     half = max(1, int(np.ceil(3 * sigma_px)))
     taps = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma_px) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
-    return np.asarray(_separable(image, taps))
+    # An array of NumPy's has large pages, which are there sooner than many small ones.
+    out = np.empty(image.shape, np.float32)
+    _separable(image, taps, out)
+    return out
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _separable(image, taps):  # type: ignore[no-untyped-def]
+def _separable(image, taps, out):  # type: ignore[no-untyped-def]
+    """Symmetric taps along both axes: pixels at the same distance are added first."""
     ny, nx = image.shape
     half = taps.size // 2
-    out = np.empty((ny, nx), np.float32)
     row = np.empty(nx + 2 * half, np.float32)
+    inner = row[half : half + nx]
     for y in range(ny):
-        row[:] = np.float32(0)
-        for j in range(taps.size):
-            source = image[min(max(y + j - half, 0), ny - 1)]
-            w = taps[j]
+        w, middle = taps[half], image[y]
+        for x in range(nx):
+            inner[x] = w * middle[x]
+        for j in range(1, half + 1):
+            w, above, below = taps[half + j], image[max(y - j, 0)], image[min(y + j, ny - 1)]
             for x in range(nx):
-                row[x + half] += w * source[x]
-        for i in range(half):
-            row[i] = row[half]
-            row[nx + half + i] = row[nx + half - 1]
-        target = out[y]
-        target[:] = np.float32(0)
-        for i in range(taps.size):
-            w = taps[i]
+                inner[x] += w * (above[x] + below[x])
+        row[:half], row[half + nx :] = row[half], row[half + nx - 1]
+        w, target = taps[half], out[y]
+        for x in range(nx):
+            target[x] = w * inner[x]
+        for i in range(1, half + 1):
+            w, left, right = taps[half + i], row[half - i : half - i + nx], row[half + i : half + i + nx]
             for x in range(nx):
-                target[x] += w * row[x + i]
-    return out
+                target[x] += w * (left[x] + right[x])
 
 
 def grow(mask: NDArray[np.bool_], radius_px: int) -> NDArray[np.bool_]:

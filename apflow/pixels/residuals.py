@@ -263,15 +263,16 @@ def with_matching_variance(variance: F4, matched_image: F4, scale: float, psf: P
     """
     p = psf.centre()
     factor = np.float32(error * (p**2).sum() / np.sqrt((p**4).sum()))
-    return np.asarray(_with_excess(variance, matched_image, np.float32(scale), factor))
+    out = np.empty_like(variance)
+    _with_excess(variance, matched_image, np.float32(scale), factor, out)
+    return out
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _with_excess(variance, matched, scale, factor):  # type: ignore[no-untyped-def]
-    out = np.empty_like(variance)
+def _with_excess(variance, matched, scale, factor, out):  # type: ignore[no-untyped-def]
     for y in range(matched.shape[0]):
-        for x in range(matched.shape[1]):
-            noise = scale * variance[y, x]
-            light = factor * max(matched[y, x] - np.float32(2) * np.sqrt(noise), np.float32(0))
-            out[y, x] = noise + light * light
-    return out
+        of, light, to = variance[y], matched[y], out[y]
+        for x in range(to.size):
+            noise = scale * of[x]
+            excess = factor * max(light[x] - np.float32(2) * np.sqrt(noise), np.float32(0))
+            to[x] = noise + excess * excess

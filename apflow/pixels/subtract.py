@@ -158,7 +158,7 @@ def _subtract(science: Exposure, template: Exposure, settings: _Settings, *, tur
     mask = _difference_mask(science, template, kernel)
     bad = unusable(mask)
     matched_image = convolve_varying(template.image, kernel)
-    difference = background.taken_from(science.image - matched_image)
+    difference = background.taken_from(science.image, matched_image)
     difference = residual_background(difference, bad, settings.background_order).taken_from(difference)
     psf, whitening = science.psf, None
     assert psf is not None

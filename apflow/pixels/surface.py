@@ -38,14 +38,16 @@ class Surface:
         along_y, along_x = self._factors()
         return np.asarray(along_y @ along_x)
 
-    def taken_from(self, image: F4) -> F4:
-        """An image (ny, nx) less the surface."""
+    def taken_from(self, image: F4, other: F4 | None = None) -> F4:
+        """An image (ny, nx), less another one where that is given, less the surface."""
         along_y, along_x = self._factors()
         out = np.empty_like(image)
         # Strips of rows: the surface's own values never leave the cache.
         for y in range(0, len(image), _STRIP):
             rows = np.s_[y : y + _STRIP]
             np.subtract(image[rows], along_y[rows] @ along_x, out=out[rows])
+            if other is not None:
+                out[rows] -= other[rows]
         return out
 
     def _factors(self) -> tuple[F4, F4]:

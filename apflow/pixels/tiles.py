@@ -32,7 +32,7 @@ _TOGETHER = 2
 def convolve_tiles(image: F4, kernel: Kernel) -> F4:
     """Convolve an image (ny, nx), finite everywhere, with the kernel at the middle of each tile."""
     half = kernel.terms.shape[-1] // 2
-    transforms = kernel_transform(kernel.terms, (TILE, TILE))
+    terms = kernel_transform(kernel.terms, (TILE, TILE)).view(np.float32).reshape(len(kernel.terms), -1)
     out = np.empty_like(image)
     nothing = np.zeros((1, 1), np.bool_)
     block = np.empty((_TOGETHER, TILE, TILE), np.float32)
@@ -42,7 +42,7 @@ def convolve_tiles(image: F4, kernel: Kernel) -> F4:
         at_y, at_x = np.minimum(y + middle, image.shape[0] - 1), np.minimum(x + middle, image.shape[1] - 1)
         weights = polynomial_terms(at_x, at_y, kernel.shape, kernel.order).astype(np.float32)
         transform = scipy.fft.rfft2(block[: len(y)], axes=(1, 2))
-        _multiply(transform, transforms, weights)
+        transform *= (weights @ terms).view(np.complex64).reshape(transform.shape)
         _store(scipy.fft.irfft2(transform, (TILE, TILE), axes=(1, 2), overwrite_x=True), y, x, half, out)
     return out
 
@@ -152,17 +152,3 @@ def _without_bad(image, bad, out):  # type: ignore[no-untyped-def]
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
             out[y, x] = np.float32(0) if bad[y, x] else image[y, x]
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def _multiply(transform, kernels, weights):  # type: ignore[no-untyped-def]
-    row = np.empty(transform.shape[2], np.complex64)
-    for t in range(transform.shape[0]):
-        for y in range(transform.shape[1]):
-            row[:] = np.complex64(0)
-            for m in range(kernels.shape[0]):
-                w = weights[t, m]
-                for x in range(row.size):
-                    row[x] += w * kernels[m, y, x]
-            for x in range(row.size):
-                transform[t, y, x] *= row[x]

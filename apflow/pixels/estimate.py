@@ -30,8 +30,9 @@ _KNOWN = 4.0
 _FLAT, _HIGH = 0.015, 50.0
 #: Plateaus from so far below the highest are saturation; so many pixels make one, or so many of one value.
 _PILE, _PLATEAU = 0.93, 4
-#: Rows of a column that are judged at once, runs of them that make a bad column, and their least height in sigma.
-_SEGMENT, _RUN, _STANDS_OUT = 64, 3, 1.0
+#: Rows of a column that are judged at once, runs of them that make a bad column, and their least height: in
+#: sigma, and as a part of the light about it, which galaxies have as well.
+_SEGMENT, _RUN, _STANDS_OUT, _OF_LIGHT = 64, 3, 1.0, 0.3
 #: Width of the median across columns.
 _ACROSS = 7
 #: Part of a border line of one value that is no data.
@@ -162,12 +163,13 @@ def _columns(image: F4, noise: float) -> Bool:
     out = np.zeros((ny, nx), np.bool_)
     if n < _RUN:
         return out
-    above = image - median_filter(image, (1, _ACROSS), mode="nearest")
+    smooth = median_filter(image, (1, _ACROSS), mode="nearest")
+    above = image - smooth
     edges = np.arange(n + 1) * ny // n
-    level = np.stack([np.median(above[a:b], 0) for a, b in pairwise(edges)])
+    level, light = (np.stack([np.median(p[a:b], 0) for a, b in pairwise(edges)]) for p in (above, smooth))
     # As many sigma as the medians themselves scatter, where noise is shared along columns.
     scatter = 1.4826 * np.median(np.abs(level), 1, keepdims=True)
-    wrong = np.abs(level) > np.maximum(_STANDS_OUT * noise, 8 * scatter)
+    wrong = np.abs(level) > np.maximum(_STANDS_OUT * noise + _OF_LIGHT * np.abs(light), 8 * scatter)
     for x in np.flatnonzero(wrong.sum(0) >= _RUN):
         runs, count = label(wrong[:, x])
         for r in range(1, count + 1):

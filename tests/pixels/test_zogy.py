@@ -137,17 +137,15 @@ def test_matched_template_gives_forced_fluxes() -> None:
     """A star's PSF flux in the matched template is its flux on the science image's scale."""
     for science_fwhm, template_fwhm in ((4.0, 3.4), (3.4, 4.0)):
         p = pair(n=300, stars=0, snr=(-60.0,) * 9, science_fwhm=science_fwhm, template_fwhm=template_fwhm, gain=2.0)
-        rng = np.random.default_rng(1)
-        star = stars_image((300, 300), *rng.uniform(20, 280, (2, 40)), np.full(40, 4e5), science_fwhm, 0.03)
-        rng = np.random.default_rng(1)
-        other = stars_image((300, 300), *rng.uniform(20, 280, (2, 40)), np.full(40, 2e5), template_fwhm, -0.03)
+        u, v = np.random.default_rng(1).uniform(20, 280, (2, 40))
+        star = stars_image((300, 300), u, v, np.full(40, 4e5), science_fwhm, 0.03)
+        other = stars_image((300, 300), u, v, np.full(40, 2e5), template_fwhm, -0.03)
         science = dataclasses.replace(p.science, image=(p.science.image + star).astype(np.float32))
         template = dataclasses.replace(p.template, image=(p.template.image + other).astype(np.float32))
         matched = subtract_zogy(science, template).matched
         assert matched.psf is science.psf
         flux, err = forced_flux(matched, p.x, p.y)
-        x, y = np.random.default_rng(1).uniform(20, 280, (2, 40))
-        alone = np.hypot(p.x[:, None] - x, p.y[:, None] - y).min(1) > 20
+        alone = np.hypot(p.x[:, None] - u, p.y[:, None] - v).min(1) > 20
         assert alone.sum() >= 3
         assert np.median(flux[alone] / -p.flux[alone]) == pytest.approx(1.0, abs=0.05)
         assert (err[alone] > 0).all()

@@ -96,7 +96,9 @@ def fit_points(
         Whether positions are fitted at all.
     """
     start = np.stack([np.zeros(len(x)), np.asarray(x, float), np.asarray(y, float)], 1)
-    return Fit(*_fit(exposure.image, exposure.variance, exposure.mask, psf, start, np.array(box), reach_px, move, TABLE))
+    return Fit(
+        *_fit(exposure.image, exposure.variance, exposure.mask, psf, start, np.array(box), reach_px, move, TABLE)
+    )
 
 
 def points_chi2(exposure: Exposure, psf: F4, points: F8, box: tuple[int, int, int, int]) -> float:
@@ -216,7 +218,7 @@ def _sum(points, jac, model):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _state(image, mask, psf, points, box, table, fixed, jac, model, a, b):  # type: ignore[no-untyped-def]
-    """Set the fluxes that are best at the points' positions, and with them jac, model, A and b; sum of squares, fine."""
+    """Set the best fluxes at the points' positions, and jac, model, A and b with them; sum of squares, fine."""
     _render(psf, points, box, table, jac)
     model[:] = 0
     normal_equations(image, mask, box, jac[::3], model, fixed[0], fixed[1])

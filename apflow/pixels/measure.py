@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numba import njit
@@ -11,9 +13,12 @@ from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.products import Difference
 from apflow.model.wcs import Wcs
-from apflow.pixels.forced import forced_flux, psf_flux, psf_stack, shift_psf
-from apflow.pixels.planes import bad_bits
-from apflow.pixels.warp import TABLE
+from apflow.pixels.dipole import fit_dipoles
+from apflow.pixels.forced import forced_flux
+from apflow.pixels.glints import glint_trails
+from apflow.pixels.resolve import Resolved, resolve, separation
+from apflow.pixels.shape import extendedness
+from apflow.pixels.trail import fit_trails
 
 F8 = NDArray[np.float64]
 I4 = NDArray[np.int32]
@@ -22,10 +27,8 @@ I4 = NDArray[np.int32]
 _APERTURE_PX = 12.0
 #: Footprints are grown by this before their boxes count, pixels.
 _GROW = 2
-#: A centroid may leave its peak by this, pixels.
-_MOST_SHIFT = 2.5
-_ITERATIONS = 12
-_FIT = ("x", "y", "flux", "fluxErr", "xVar", "yVar", "xyCov", "chi2", "ndata", "used", "failed")
+#: A glint shows on the science image alone: the template has this S/N at most, and less than this part of its flux.
+_NO_TEMPLATE_SNR, _NO_TEMPLATE = 3.0, 0.2
 _FLAGS = {
     "bad": Mask.BAD,
     "cr": Mask.CR,
@@ -33,16 +36,23 @@ _FLAGS = {
     "nodata": Mask.NO_DATA,
     "saturated": Mask.SAT,
     "suspect": Mask.SUSPECT,
+    "streak": Mask.STREAK,
+    "injected": Mask.INJECTED,
+    "injected_template": Mask.INJECTED_TEMPLATE,
 }
+#: Planes whose middle has one of its own.
+_CORES = {"injected": Mask.INJECTED_CORE, "injected_template": Mask.INJECTED_CORE_TEMPLATE}
 
 
 def measure(difference: Difference, science: Exposure, peaks: pd.DataFrame) -> pd.DataFrame:
     """Positions, fluxes and flags of detections, in the columns of apdb.yaml's DiaSource.
 
     Position and psfFlux come from a least-squares fit of the difference's PSF
-    with equal weights, their errors from the variance; scienceFlux and
-    templateFlux are forced at that position on the science image and on the
-    matched template.
+    with equal weights, their errors from the variance; sources that touch are
+    fitted together, and a peak that is two sources becomes two rows
+    (`apflow.pixels.resolve`). scienceFlux and templateFlux are forced at that
+    position on the science image and on the matched template. Dipoles and
+    trails are fitted where a point source does not do.
 
     Parameters
     ----------
@@ -55,8 +65,10 @@ def measure(difference: Difference, science: Exposure, peaks: pd.DataFrame) -> p
     Returns
     -------
     sources : `pandas.DataFrame`
-        Ordered by y, then x; without ids. ra, dec and their errors are NaN
-        when the science image has no WCS; snr is the detection's, unsigned.
+        Ordered by y, then x; without ids, but parentDiaSourceId numbers the
+        blends on from the number of rows. What is on the sky (ra, dec,
+        moments, lengths, angles) is NaN when the science image has no WCS; snr
+        is the detection's, unsigned. Moments are along the pixels' axes.
 
     Raises
     ------
@@ -66,39 +78,90 @@ def measure(difference: Difference, science: Exposure, peaks: pd.DataFrame) -> p
     exposure = difference.exposure
     if exposure.psf is None:
         raise DataError("measurement needs the PSF of the difference image; accepted: a difference with psf set")
-    px, py = peaks["x"].to_numpy(np.int64), peaks["y"].to_numpy(np.int64)
-    psfs = psf_stack(exposure.psf, px, py)
-    rows = _fit_psf(exposure.image, exposure.variance, exposure.mask, psfs, px, py, TABLE)
-    fit = dict(zip(_FIT, rows.T, strict=True))
-    x, y = fit["x"], fit["y"]
-    failed = fit["failed"] > 0
-    out = {"x": x, "y": y, "xErr": np.sqrt(fit["xVar"]), "yErr": np.sqrt(fit["yVar"]), "centroid_flag": failed}
-    out |= _sky(science.wcs, fit)
+    found = resolve(exposure, peaks)
+    peaks, fit = found.peaks, found.fit
+    x, y, ndata = fit["x"], fit["y"], fit["ndata"]
+    out: dict[str, Any] = {"x": x, "y": y, "xErr": np.sqrt(fit["xVar"]), "yErr": np.sqrt(fit["yVar"])}
+    out |= {"centroid_flag": fit["failed"] > 0} | _sky(science.wcs, fit)
     out |= {
         "psfFlux": fit["flux"],
         "psfFluxErr": fit["fluxErr"],
         "psfLnL": -0.5 * fit["chi2"],
         "psfChi2": fit["chi2"],
-        "psfNdata": fit["ndata"].astype(np.int64),
-        "psfFlux_flag": fit["ndata"] == 0,
-        "psfFlux_flag_noGoodPixels": fit["ndata"] == 0,
-        "psfFlux_flag_edge": _beyond(x, y, psfs.shape[1] // 2, exposure.shape),
+        "psfNdata": ndata.astype(np.int64),
+        "psfFlux_flag": ndata == 0,
+        "psfFlux_flag_noGoodPixels": ndata == 0,
+        "psfFlux_flag_edge": _beyond(x, y, found.psfs.shape[1] // 2, exposure.shape),
         "snr": np.abs(peaks["snr"].to_numpy(float)),
+        "isNegative": peaks["isNegative"].to_numpy(bool),
+        "isDipole": peaks["isDipole"].to_numpy(bool),
     }
     out |= _aperture(exposure, x, y)
     for name, image in (("science", science), ("template", difference.matched)):
         out[f"{name}Flux"], out[f"{name}FluxErr"] = forced_flux(image, x, y)
-    out["forced_PsfFlux_flag"] = np.isnan(out["scienceFlux"])
-    out["forced_PsfFlux_flag_edge"] = out["psfFlux_flag_edge"]
-    out["isNegative"], out["isDipole"] = peaks["isNegative"].to_numpy(bool), peaks["isDipole"].to_numpy(bool)
-    out["dipoleFitAttempted"] = np.zeros(len(x), bool)
-    out |= _footprint(exposure.mask, peaks, x, y)
+    failed = np.isnan(out["scienceFlux"])
+    out |= {"forced_PsfFlux_flag": failed, "forced_PsfFlux_flag_edge": out["psfFlux_flag_edge"]}
+    out["forced_PsfFlux_flag_noGoodPixels"] = failed & ~_beyond(x, y, -0.5, exposure.shape)
+    out |= _footprint(exposure.mask, peaks, x, y) | _shape(found, peaks, science.wcs)
+    out["glint_trail"] = _glints(out, science.wcs, exposure.shape)
     if science.info is not None:
         info = science.info
         whole = {"visit": info.exposure, "detector": info.detector, "band": info.band}
         whole |= {"midpointMjdTai": info.mjd_mid_tai, "exposureTime": info.exposure_time_s}
         out |= {k: np.full(len(x), v) for k, v in whole.items()}
-    return pd.DataFrame(out).sort_values(["y", "x"], kind="stable", ignore_index=True)
+    table = pd.DataFrame(out)
+    table["parentDiaSourceId"] = _parents(found.parent)
+    models = table.assign(**_elongation(found))
+    for columns in (fit_dipoles(difference, science, models), fit_trails(difference, science, models)):
+        table = pd.concat([table.drop(columns=table.columns.intersection(columns.columns)), columns], axis=1)
+    return table.sort_values(["y", "x"], kind="stable", ignore_index=True)
+
+
+def _parents(parent: NDArray[np.int64]) -> pd.api.extensions.ExtensionArray:
+    """Numbers of the blends, from the number of rows plus one on; null for what is no part of one."""
+    rank = np.searchsorted(np.flatnonzero(np.bincount(parent[parent >= 0])), parent)
+    return pd.arrays.IntegerArray(len(parent) + 1 + rank, parent < 0)
+
+
+def _elongation(found: Resolved) -> dict[str, F8]:
+    """What the trail fits begin with."""
+    along = found.peaks["trail_px"].to_numpy(float)
+    merged = np.isfinite(along)
+    # A uniform line is sqrt(3) times as long as two points of the same variance are apart.
+    own = np.array([np.sqrt(3) * separation(found, i) for i in range(len(along))])
+    return {
+        "elongation": np.where(merged, np.inf, found.elongation),
+        "elongation_px": np.where(merged, along, own),
+        "elongation_angle": np.where(merged, found.peaks["trail_rad"].to_numpy(float), found.angle),
+    }
+
+
+def _shape(found: Resolved, peaks: pd.DataFrame, wcs: Wcs | None) -> dict[str, NDArray[np.generic]]:
+    """Adaptive moments (arcsec^2) of sources and PSF, and how extended the sources are."""
+    scale = np.nan if wcs is None else wcs.pixel_scale_arcsec
+    names = ("ixx", "iyy", "ixy")
+    out: dict[str, NDArray[np.generic]] = {n: scale**2 * found.moments[:, i] for i, n in enumerate(names)}
+    out |= {f"{n}PSF": scale**2 * found.of_psf[:, i] for i, n in enumerate(names)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out["extendedness"] = extendedness(found.moments, found.of_psf, found.fit["flux"] / found.fit["fluxErr"])
+    x, y = found.fit["x"], found.fit["y"]
+    x0, y0, x1, y1 = peaks[["x0", "y0", "x1", "y1"]].to_numpy(float).T
+    none = found.usable == 0
+    outside = (x < x0 - 0.5) | (x > x1 + 0.5) | (y < y0 - 0.5) | (y > y1 + 0.5)
+    out |= {"shape_flag_no_pixels": none, "shape_flag_not_contained": outside}
+    out["shape_flag_parent_source"] = np.zeros(len(x), np.bool_)
+    out["shape_flag"] = none | outside | np.isnan(found.moments[:, 0])
+    return out
+
+
+def _glints(out: dict[str, Any], wcs: Wcs | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Sources in a row that only the science image has."""
+    if wcs is None:
+        return np.zeros(len(out["x"]), np.bool_)
+    template = np.maximum(_NO_TEMPLATE_SNR * out["templateFluxErr"], _NO_TEMPLATE * np.abs(out["psfFlux"]))
+    with np.errstate(invalid="ignore"):
+        alone = ~out["isNegative"] & ~out["isDipole"] & ~(out["templateFlux"] > template)
+    return glint_trails(out["x"], out["y"], alone, wcs.pixel_scale_arcsec, shape[0] * shape[1])
 
 
 def _sky(wcs: Wcs | None, fit: dict[str, F8]) -> dict[str, F8]:
@@ -134,13 +197,11 @@ def _footprint(mask: I4, peaks: pd.DataFrame, x: F8, y: F8) -> dict[str, NDArray
         "pixelFlags": off,
         "pixelFlags_offimage": off,
         "pixelFlags_edge": ((whole & Mask.EDGE) != 0) | outside | off,
-        "pixelFlags_injected": (whole & Mask.INJECTED) != 0,
-        "pixelFlags_injectedCenter": (centre & Mask.INJECTED_CORE) != 0,
     }
     for name, plane in _FLAGS.items():
         out[f"pixelFlags_{name}"] = (whole & plane) != 0
         if name != "bad":  # apdb.yaml has no flag for a bad centre
-            out[f"pixelFlags_{name}Center"] = (centre & plane) != 0
+            out[f"pixelFlags_{name}Center"] = (centre & _CORES.get(name, plane)) != 0
     return out
 
 
@@ -174,99 +235,3 @@ def _aperture_sum(image, variance, xs, ys):  # type: ignore[no-untyped-def]
                     v += variance[j, i]
         flux[s], err[s] = f, np.sqrt(v)
     return flux, err
-
-
-@njit(cache=True, nogil=True)
-def _fit_psf(image, variance, mask, psfs, xs, ys, table):  # type: ignore[no-untyped-def]
-    """Gauss-Newton fit of position and flux of each source; columns as `_FIT`."""
-    n, k = xs.size, psfs.shape[1]
-    out = np.zeros((n, 11))
-    p, gx = np.empty((k, k), np.float32), np.empty((k, k), np.float32)
-    gy, work = np.empty((k, k), np.float32), np.empty((k, k), np.float32)
-    for s in range(n):
-        x, y, flux, failed = float(xs[s]), float(ys[s]), 0.0, True
-        for _ in range(_ITERATIONS):
-            ix, iy = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
-            _gradient(psfs[s], x - ix, y - iy, table, p, gx, gy, work)
-            flux, _, _, _ = psf_flux(image, variance, mask, p, ix, iy)
-            step, ok = _step(image, mask, p, gx, gy, flux, ix, iy)
-            if not ok:
-                break
-            x += min(max(step[0], -0.5), 0.5)
-            y += min(max(step[1], -0.5), 0.5)
-            if max(abs(x - xs[s]), abs(y - ys[s])) > _MOST_SHIFT:
-                break
-            if step[0] ** 2 + step[1] ** 2 < 1e-6:
-                failed = False
-                break
-        if failed:
-            x, y = float(xs[s]), float(ys[s])
-        ix, iy = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
-        _gradient(psfs[s], x - ix, y - iy, table, p, gx, gy, work)
-        flux, noise, count, used = psf_flux(image, variance, mask, p, ix, iy)
-        cov, chi2 = _errors(image, variance, mask, p, gx, gy, flux, ix, iy)
-        out[s, :4] = x, y, flux, np.sqrt(noise)
-        out[s, 4:8] = cov[1, 1], cov[2, 2], cov[1, 2], chi2
-        out[s, 8], out[s, 9], out[s, 10] = count, used, 1.0 if failed else 0.0
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _gradient(psf, dx, dy, table, p, gx, gy, work):  # type: ignore[no-untyped-def]
-    """PSF at an offset, and its derivatives with the offset by differences of half a pixel."""
-    h = np.float32(0.25)
-    for axis in range(2):
-        target = gx if axis == 0 else gy
-        ex, ey = (h, 0.0) if axis == 0 else (0.0, h)
-        shift_psf(psf, dx + ex, dy + ey, table, target, work)
-        shift_psf(psf, dx - ex, dy - ey, table, p, work)
-        for j in range(psf.shape[0]):
-            for i in range(psf.shape[1]):
-                target[j, i] = (target[j, i] - p[j, i]) / (2 * h)
-    shift_psf(psf, dx, dy, table, p, work)
-
-
-@njit(cache=True, nogil=True)
-def _step(image, mask, p, gx, gy, flux, ix, iy):  # type: ignore[no-untyped-def]
-    """Gauss-Newton step of the position at the best flux."""
-    ny, nx = image.shape
-    r = p.shape[0] // 2
-    a, b = np.zeros((3, 3)), np.zeros(3)
-    row = np.empty(3)
-    for j in range(p.shape[0]):
-        for i in range(p.shape[1]):
-            y, x = iy + j - r, ix + i - r
-            if 0 <= y < ny and 0 <= x < nx and not bad_bits(mask[y, x]):
-                row[0], row[1], row[2] = p[j, i], flux * gx[j, i], flux * gy[j, i]
-                d = image[y, x] - flux * p[j, i]
-                for u in range(3):
-                    b[u] += row[u] * d
-                    for v in range(3):
-                        a[u, v] += row[u] * row[v]
-    if a[0, 0] <= 0 or np.linalg.det(a / a[0, 0]) <= 1e-12:
-        return np.zeros(2), False
-    return np.linalg.solve(a, b)[1:], True
-
-
-@njit(cache=True, nogil=True)
-def _errors(image, variance, mask, p, gx, gy, flux, ix, iy):  # type: ignore[no-untyped-def]
-    """Covariance (flux, x, y) of the unweighted fit under the image's variance, and chi^2."""
-    ny, nx = image.shape
-    r = p.shape[0] // 2
-    a, c = np.zeros((3, 3)), np.zeros((3, 3))
-    row = np.empty(3)
-    chi2 = 0.0
-    for j in range(p.shape[0]):
-        for i in range(p.shape[1]):
-            y, x = iy + j - r, ix + i - r
-            if 0 <= y < ny and 0 <= x < nx and not bad_bits(mask[y, x]) and variance[y, x] > 0:
-                row[0], row[1], row[2] = p[j, i], flux * gx[j, i], flux * gy[j, i]
-                chi2 += (image[y, x] - flux * p[j, i]) ** 2 / variance[y, x]
-                for u in range(3):
-                    for v in range(3):
-                        a[u, v] += row[u] * row[v]
-                        c[u, v] += row[u] * row[v] * variance[y, x]
-    if a[0, 0] <= 0 or np.linalg.det(a / a[0, 0]) <= 1e-12:
-        return np.full((3, 3), np.nan), chi2
-    inverse = np.linalg.inv(a)
-    return inverse @ c @ inverse, chi2

@@ -1,4 +1,4 @@
-"""Satellites: streaks across a difference image, and the rows of glints of one that tumbles."""
+"""Streaks of satellites across a difference image."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
-from scipy.stats import poisson
 
 from apflow.errors import DataError
 from apflow.model.exposure import Mask
 from apflow.model.products import Difference
-from apflow.pixels.planes import EDGE, bad_bits
+from apflow.pixels.planes import EDGE, HARD, bad_bits
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -23,6 +21,8 @@ F8 = NDArray[np.float64]
 _LEAST_BIN, _MOST_BINS = 4, 512
 #: A bin counts with this S/N at most, so that a star is no line.
 _CLIP = 3.0
+#: Planes that are left out of bins.
+_UNUSED = HARD | EDGE
 #: Half-side, in bins, of the square whose mean is taken from each bin: left-over background is no line either.
 _SMOOTH = 8
 #: Least S/N of a line across the image, and least part of the side that it must cross.
@@ -32,10 +32,6 @@ _LEAST_BINS, _LEAST_FILLED = 24, 0.6
 _MOST_STREAKS = 8
 #: A streak is masked to where its profile falls under this S/N per pixel of all its length, and this far at most, px.
 _PROFILE_SNR, _WIDEST = 3.0, 40
-#: Glints of one satellite lie within this of one another, arcsec, and within this of their line, px; five at least.
-_GLINT_ARCSEC, _GLINT_PX, _LEAST_GLINTS = 48.0, 1.5, 5
-#: Chance lines that may be taken for glints on an image, on average.
-_CHANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,56 +87,6 @@ def mark_streaks(difference: Difference) -> Difference:
     return dataclasses.replace(difference, exposure=dataclasses.replace(difference.exposure, mask=mask))
 
 
-def glint_trails(x: F8, y: F8, candidates: NDArray[np.bool_], scale_arcsec: float, area_px: float) -> NDArray[np.bool_]:
-    """Sources that lie with others along a line, as the glints of a tumbling satellite do.
-
-    Parameters
-    ----------
-    x, y : `numpy.ndarray`, (n,)
-        Pixels.
-    candidates : `numpy.ndarray`, (n,), bool
-        Sources that may be glints: those that only the science image has.
-    scale_arcsec : `float`
-        Of a pixel.
-    area_px : `float`
-        Of the image.
-
-    Returns
-    -------
-    glint : `numpy.ndarray`, (n,), bool
-        True for five sources and more within 48 arcsec of one another and
-        1.5 px of their line, where chance makes less than one such line in a
-        thousand images of as many sources.
-    """
-    out = np.zeros(len(x), np.bool_)
-    rows = np.flatnonzero(candidates & np.isfinite(x) & np.isfinite(y))
-    if len(rows) < _LEAST_GLINTS:
-        return out
-    places = np.c_[x[rows], y[rows]]
-    reach = _GLINT_ARCSEC / scale_arcsec
-    tree = cKDTree(places)
-    pairs = tree.query_pairs(reach, output_type="ndarray")
-    expected = len(rows) / area_px * 2 * reach * 2 * _GLINT_PX
-    # Lines of a crowd are chance: more of its sources must agree, up to none that could.
-    others = int(poisson.isf(_CHANCE / max(len(pairs), 1), expected)) + 1
-    near = tree.query_ball_point(places, reach)
-    for i, j in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
-        step = places[j] - places[i]
-        length = float(np.hypot(*step))
-        if length < 4 * _GLINT_PX or (out[rows[i]] and out[rows[j]]):
-            continue
-        members = np.array(near[i])
-        line = members[_off(places[members] - places[i], step) <= _GLINT_PX]
-        if len(line) >= max(_LEAST_GLINTS, 2 + others):
-            out[rows[line]] = True
-    return out
-
-
-def _off(places: F8, step: F8) -> F8:
-    """Distances (n,) of places (n, 2) from the line through the origin along a step."""
-    return np.asarray(np.abs(places[:, 0] * step[1] - places[:, 1] * step[0]) / np.hypot(*step))
-
-
 @njit(cache=True, nogil=True)
 def _bin(image, variance, mask, side):  # type: ignore[no-untyped-def]
     """S/N of the light in bins of the image, clipped, in a square of a power of two; 0 where half is bad."""
@@ -157,13 +103,20 @@ def _bin(image, variance, mask, side):  # type: ignore[no-untyped-def]
         # Every second row: a streak is wider than that, and half the memory is read.
         for y in range(r * side, min((r + 1) * side, ny), 2 if side > 4 else 1):
             for c in range(columns):
-                for x in range(c * side, min((c + 1) * side, nx)):
-                    if not bad_bits(mask[y, x]) and (mask[y, x] & EDGE) == 0:
-                        light[c] += image[y, x]
-                        noise[c] += variance[y, x]
-                        count[c] += 1
+                pixels = image[y, c * side : (c + 1) * side]
+                errors, bits = variance[y, c * side : (c + 1) * side], mask[y, c * side : (c + 1) * side]
+                some, s, v = 0, np.float32(0), np.float32(0)
+                for x in range(pixels.size):
+                    some |= bits[x]
+                    s += pixels[x]
+                    v += errors[x]
+                # A bin with a bad pixel or two is left out of this row: it has others.
+                if some & _UNUSED == 0:
+                    light[c] += s
+                    noise[c] += v
+                    count[c] += pixels.size
         for c in range(columns):
-            if count[c] * 4 > side * side and noise[c] > 0:
+            if count[c] * 4 > side * side and noise[c] > 0 and np.isfinite(light[c]):
                 out[r, c] = min(max(light[c] / np.sqrt(noise[c]), -_CLIP), _CLIP)
     return out
 
@@ -283,7 +236,8 @@ def _trace(
     length = np.hypot(ends[2] - ends[0], ends[3] - ends[1])
     across = np.array([-(ends[3] - ends[1]), ends[2] - ends[0]]) / length * offsets
     ends = ends + np.concatenate([across, across])
-    return Streak(*(float(e) for e in ends), half, float(snr))
+    x0, y0, x1, y1 = (float(e) for e in ends)
+    return Streak(x0, y0, x1, y1, half, float(snr))
 
 
 def _stretch(values: F8) -> tuple[int, int]:
@@ -322,7 +276,7 @@ def _profile(image, variance, mask, ends, reach):  # type: ignore[no-untyped-def
         total, count = 0.0, 0
         t = 0.0
         while t <= length:
-            x, y = int(round(ends[0] + t * ux - k * uy)), int(round(ends[1] + t * uy + k * ux))
+            x, y = round(ends[0] + t * ux - k * uy), round(ends[1] + t * uy + k * ux)
             if 0 <= x < nx and 0 <= y < ny and not bad_bits(mask[y, x]) and variance[y, x] > 0:
                 total += min(max(image[y, x] / np.sqrt(variance[y, x]), -_CLIP), _CLIP)
                 count += 1

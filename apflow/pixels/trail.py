@@ -19,6 +19,7 @@ from apflow.pixels.warp import TABLE
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
+Box = tuple[int, int, int, int]
 
 #: A source is fitted as a trail when its elongation (sigma) is above this: noise gives 3.6 in a thousand sources.
 LEAST_ELONGATION = 5.0
@@ -92,7 +93,7 @@ def fit_trail(
     return Trail(values, covariance, float(chi2), int(ndata), ok, _at_edge(exposure, values, psf.shape[0] // 4))
 
 
-def trail_box(x: float, y: float, length: float, angle: float, half: int, shape: tuple[int, int]) -> tuple[int, ...]:
+def trail_box(x: float, y: float, length: float, angle: float, half: int, shape: tuple[int, int]) -> Box:
     """The box of pixels about a trail, `half` beyond its ends."""
     reach = np.array([-0.5, 0.5]) * length
     return box_about(x + reach * np.cos(angle), y + reach * np.sin(angle), half, shape)

@@ -12,7 +12,7 @@ from apflow.graph import node
 from apflow.model import ids, schema
 from apflow.model.exposure import Exposure
 from apflow.model.products import Difference, Template
-from apflow.pixels import detect, measure
+from apflow.pixels import detect, measure, streaks
 from apflow.pixels import subtract as pixels
 from apflow.pixels import template as templates
 from apflow.pixels.zogy import subtract_zogy
@@ -48,7 +48,7 @@ def subtract(science: Exposure, matched: Exposure, config: Config) -> Difference
         decorrelate=settings.decorrelate,
     )
     _judge(difference, settings)
-    return difference
+    return streaks.mark_streaks(difference)
 
 
 def _judge(difference: Difference, settings: Subtract) -> None:
@@ -70,6 +70,10 @@ def detect_and_measure(difference: Difference, science: Exposure, config: Config
         raise DataError(f"{len(peaks)} detections in the difference image; accepted: {config.detect.max_sources}")
     sources = measure.measure(difference, science, peaks)
     sources["diaSourceId"] = [ids.source_id(info.exposure, info.detector, n + 1) for n in range(len(sources))]
+    # A blend is no row of its own: its id is one that no source of the detector has.
+    blended = sources["parentDiaSourceId"].notna()
+    parents = [ids.source_id(info.exposure, info.detector, int(n)) for n in sources.loc[blended, "parentDiaSourceId"]]
+    sources.loc[blended, "parentDiaSourceId"] = parents
     sources["visit"], sources["detector"] = info.exposure, info.detector
     sources["band"], sources["midpointMjdTai"] = info.band, info.mjd_mid_tai
     return schema.conform(sources, "DiaSource")

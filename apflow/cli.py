@@ -168,14 +168,22 @@ def difference(
     science: Annotated[Path, typer.Argument(help="FITS file of the science image.")],
     template: Annotated[Path, typer.Argument(help="FITS file of the template.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("difference"),
+    method: Annotated[str, typer.Option(help="alard-lupton or zogy.")] = "alard-lupton",
+    science_noise: Annotated[Path | None, typer.Option(help="FITS file of its standard deviations.")] = None,
+    template_noise: Annotated[Path | None, typer.Option(help="FITS file of its standard deviations.")] = None,
+    science_mask: Annotated[Path | None, typer.Option(help="FITS file that is not 0 at bad pixels.")] = None,
+    template_mask: Annotated[Path | None, typer.Option(help="FITS file that is not 0 at bad pixels.")] = None,
 ) -> None:
     """Subtract any two images: difference, DiaSources, alerts and a sheet of stamps.
+
+    They are aligned by the stars that both show, whatever their orientation and scale.
 
     Example: apflow difference science.fits template.fits --out result
     """
     from apflow.operate.difference import difference as run
 
-    for key, value in run(science, template, out).items():
+    noises, masks = (science_noise, template_noise), (science_mask, template_mask)
+    for key, value in run(science, template, out, noises=noises, masks=masks, method=method).items():
         typer.echo(f"{key}: {value}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ _STARS, _SMOOTH_FWHM, _PRECISE = 5, 3.3, 0.12
 _HOT = 0.6
 
 
-def read(path: Path) -> Exposure:
+def read(path: Path, noise: Path | None = None, mask: Path | None = None) -> Exposure:
     """Read the first image of a FITS file, with variance, mask and WCS where the file has them.
 
     The image is the extension named SCI, SCIENCE or IMAGE, or else the first
@@ -59,6 +60,13 @@ def read(path: Path) -> Exposure:
     Every projection that astropy knows is taken. Where there is no
     photometric zero point the unit is ADU.
 
+    Parameters
+    ----------
+    path : `pathlib.Path`
+    noise, mask : `pathlib.Path`, optional
+        FITS files of standard deviations in the image's unit, and of what is
+        not 0 where a pixel is bad, in place of what the file itself has.
+
     Returns
     -------
     `Exposure`
@@ -67,21 +75,37 @@ def read(path: Path) -> Exposure:
     Raises
     ------
     BadRequest
-        There is no such file, or it is not FITS.
+        There is no such file, it is not FITS, or noise or mask are of another shape than the image.
     DataError
         There is no two-dimensional image in it, it has no finite pixel or but one value, or its WCS is invalid.
     """
+    with _opened(path) as hdus:
+        given = {name: _only_plane(file, name) for name, file in (("ERR", noise), ("MASK", mask)) if file is not None}
+        return _exposure(path, hdus, given)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise BadRequest(f"{path}: no such file; accepted: a FITS file")
     try:
         with warnings.catch_warnings(), fits.open(path) as hdus:
             warnings.simplefilter("ignore")  # other people's headers
-            return _exposure(path, hdus)
+            yield hdus
     except OSError as error:
         raise BadRequest(f"{path} is not a FITS file that can be read: {error}") from error
 
 
-def _exposure(path: Path, hdus: Any) -> Exposure:
+def _only_plane(path: Path, name: str) -> Any:
+    """The first image of a file as an extension of the given name."""
+    with _opened(path) as hdus:
+        found = next((plane for h in hdus if h.is_image and (plane := _plane(h)) is not None), None)
+    if found is None:
+        raise BadRequest(f"{path} has no two-dimensional image; accepted: one of the shape of the image it belongs to")
+    return fits.ImageHDU(found.astype(found.dtype.newbyteorder("=")), name=name)
+
+
+def _exposure(path: Path, hdus: Any, given: Mapping[str, Any]) -> Exposure:
     named = {str(h.name).upper(): h for h in hdus if h.is_image and _plane(h) is not None}
     others = {*_VARIANCE, *_MASK, *_OTHER}
     images = [h for h in hdus if h.is_image and h.name.upper() not in others and _plane(h) is not None]
@@ -96,6 +120,12 @@ def _exposure(path: Path, hdus: Any) -> Exposure:
         raise DataError(f"{path} has no pixel with a value: all {image.size} are NaN or infinite")
     if np.nanmin(image) == np.nanmax(image):
         raise DataError(f"{path} shows nothing: all its pixels are {np.nanmax(image):g}")
+    for name, hdu in given.items():
+        if hdu.shape != image.shape:
+            raise BadRequest(
+                f"the {name} given for {path} is of shape {hdu.shape}; accepted: {image.shape}, the image's"
+            )
+        named = {n: h for n, h in named.items() if n not in (_VARIANCE if name in _VARIANCE else _MASK)} | {name: hdu}
     header: Mapping[str, Any] = {**hdus[0].header, **chosen.header}
     mask = _mask(named, image, raw.dtype, header)
     saturated = _saturation(image, mask, header)

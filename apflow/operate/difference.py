@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from astropy.table import Table
 
 from apflow.config import Config
+from apflow.errors import BadRequest
 from apflow.io.alerts.container import block, header
 from apflow.io.alerts.cutouts import cutout_fits
 from apflow.io.alerts.packets import build_packets
@@ -28,17 +30,28 @@ from apflow.pixels.cutouts import cut, cutout_size
 from apflow.pixels.detect import detect, mark
 from apflow.pixels.measure import measure
 from apflow.pixels.subtract import subtract
+from apflow.pixels.zogy import subtract_zogy
 
 _THRESHOLD = 5.0
 _MIN_COVERAGE = 0.02
+#: How to subtract, by name as in the configuration.
+METHODS: dict[str, Callable[..., Difference]] = {"alard-lupton": subtract, "zogy": subtract_zogy}
 _FLUXES = ("psfFlux", "apFlux", "scienceFlux", "templateFlux")
 
 
-def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
+def difference(
+    science: Path,
+    template: Path,
+    out: Path,
+    *,
+    noises: tuple[Path | None, Path | None] = (None, None),
+    masks: tuple[Path | None, Path | None] = (None, None),
+    method: str = "alard-lupton",
+) -> dict[str, Any]:
     """Subtract a template from a science image and write what changed.
 
-    The template is brought to the science image's grid by the two WCS; where
-    one of them has none the images are taken as aligned. Sky, noise and PSFs
+    The template is brought to the science image's grid by the stars that both
+    show; see `apflow.operate.any_pair.on_one_grid`. Sky, noise, gain, saturation and PSFs
     come from the images themselves where the files say nothing.
 
     Parameters
@@ -48,29 +61,43 @@ def difference(science: Path, template: Path, out: Path) -> dict[str, Any]:
     out : `pathlib.Path`
         Folder, made when absent: difference.fits, diasources.parquet,
         diasources.ecsv, stamps.png, and alerts.avro where the science image has a WCS.
+    noises, masks : `tuple` [`pathlib.Path`, `pathlib.Path`], optional
+        Files of the noise and the masks of science image and template.
+    method : `str`
+        One of `METHODS`: the kernel that is fitted, or the proper difference of the two PSFs.
 
     Returns
     -------
     report : `dict`
-        Paths by file name, numbers of sources and alerts, unit of the fluxes, and the
-        subtraction's summary.
+        Paths by file name, numbers of sources and alerts, unit of the fluxes; of
+        each image, beginning with science_ or template_, its FWHM, sky and
+        noise, and what its header says of it or was measured: gain_in_header,
+        gain_by_photon_transfer or gain_by_sky (electrons a unit),
+        read_noise_electron, saturation_in_header and saturation_by_plateau;
+        aligned_by, resampled and alignment_note, matched stars, scatter,
+        shift, rotation, scale and parity; and the subtraction's summary.
 
     Raises
     ------
     BadRequest
-        A file is missing or not FITS, or shapes differ without WCS.
+        A file is missing or not FITS, the method is none, or the images cannot be aligned.
     DataError
         A file has no usable image, or the images do not overlap.
     """
+    if method not in METHODS:
+        raise BadRequest(f"the method is {method!r}; accepted: {', '.join(METHODS)}")
     paths = Path(science), Path(template)
-    prepared, matched = (any_fits.prepare(any_fits.read(path)) for path in paths)
+    prepared, matched = (
+        any_fits.prepare(any_fits.read(path, noise, mask))
+        for path, noise, mask in zip(paths, noises, masks, strict=True)
+    )
     prepared, matched, placement = on_one_grid(prepared, matched, paths)
     prepared, matched = any_fits.with_psf(prepared, matched), any_fits.with_psf(matched, prepared)
     prepared, matched = (
         any_fits.without_cosmic_rays(prepared, matched),
         any_fits.without_cosmic_rays(matched, prepared),
     )
-    result = subtract(prepared, matched, min_coverage=_MIN_COVERAGE)
+    result = METHODS[method](prepared, matched, min_coverage=_MIN_COVERAGE)
     peaks = detect(result, _THRESHOLD)
     result = mark(result, peaks)
     sources = measure(result, prepared, peaks)

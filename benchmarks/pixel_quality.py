@@ -100,7 +100,7 @@ def judge_peers(
 
 def simulated(kinds: Sequence[str], seeds: Sequence[int], size: int, peers: bool) -> None:
     """Figures of simulated pairs, over the seeds of each kind."""
-    small = simulated_pair("equal", 0, 256)
+    small = simulated_pair("equal", 0, 512)
     subtract(small.science, small.template)  # compiles
     for kind in kinds:
         ours, others, cpu = [], dict[str, list[Judgement]](), []

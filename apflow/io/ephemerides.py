@@ -225,7 +225,7 @@ def _numbers(values: pd.Series, name: str, where: str) -> pd.Series:
     wrong = out.isna() & (values.notna() if not needed else True) | np.isinf(out)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise DataError(f"{where}: {name} is {values.iloc[row]!r} in row {row}; accepted: a finite number")
+        raise DataError(f"{where}: {name} is {values.tolist()[row]!r} in row {row}; accepted: a finite number")
     return out
 
 
@@ -257,7 +257,7 @@ def _with_ids(table: pd.DataFrame, where: str) -> pd.DataFrame:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise DataError(
-            f"{where}: ssObjectId is {table['ssObjectId'][row]!r} in row {row}; accepted: a whole number above 0"
+            f"{where}: ssObjectId is {table['ssObjectId'].tolist()[row]!r} in row {row}; accepted: a whole number above 0"
         )
     return table.assign(ssObjectId=table["ssObjectId"].astype("int64"))
 

@@ -30,6 +30,8 @@ _KNOWN = 4.0
 _FLAT, _HIGH = 0.015, 50.0
 #: Plateaus from so far below the highest are saturation; so many pixels make one, or so many of one value.
 _PILE, _PLATEAU = 0.93, 4
+#: So many pixels of exactly the highest value are saturation by themselves.
+_TIED = 3
 #: Rows of a column that are judged at once, runs of them that make a bad column, and their least height: in
 #: sigma, and as a part of the light about it, which galaxies have as well.
 _SEGMENT, _RUN, _STANDS_OUT, _OF_LIGHT = 64, 3, 1.0, 0.3
@@ -125,7 +127,14 @@ def saturation(image: F4, good: Bool) -> float:
     top = float(height.max())
     if top <= _HIGH * max(noise, 1e-6 * top):
         return np.inf
-    near = np.zeros(image.shape, np.int8)
+    lowest = _lowest_of_plateaus(height, top)
+    if lowest is None and np.count_nonzero(height == top) >= _TIED:
+        lowest = top
+    return np.inf if lowest is None else sky + lowest * (1 - _FLAT)
+
+
+def _lowest_of_plateaus(height: F4, top: float) -> float | None:
+    near = np.zeros(height.shape, np.int8)
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
         there = np.roll(height, (-dy, -dx), (0, 1))
         alike = np.abs(height - there) <= np.float32(_FLAT) * height
@@ -134,12 +143,10 @@ def saturation(image: F4, good: Bool) -> float:
     flat = (near >= _PLATEAU) & (height > _PILE * top)
     high = height > _PILE * top
     if flat.sum() < _PLATEAU or grow(flat, 1)[high].mean() < 0.5:
-        return np.inf
+        return None
     _, n = label(grow(flat, 1) & high)
     one_value = np.ptp(height[flat]) <= 0.003 * top
-    if n < 2 and not one_value:
-        return np.inf
-    return sky + float(height[flat].min()) * (1 - _FLAT)
+    return float(height[flat].min()) if n > 1 or one_value else None
 
 
 def bad_columns(image: F4, good: Bool, noise: float) -> Bool:

@@ -24,6 +24,8 @@ from astropy.units import arcsec, deg
 from apflow.io.alerts.archive import nights, read_night
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.prepare import Record, open_replay
+from apflow.operate.score import score_run
+from apflow.operate.summary import finite
 from apflow.simulate.scenario import Scenario
 from tests.field import PROCESSING_TIMES
 from tests.operate.command import APFLOW, apflow
@@ -68,7 +70,8 @@ def test_the_files_agree_with_each_other_and_with_the_alerts(replayed: Path, sum
     for row in ledger.itertuples():
         assert counts[row.visit, row.detector] == row.n_sources
         assert row.arrived_unix < row.stored_unix <= row.published_unix
-    assert set(sources["diaObjectId"]) == set(read["diaobjects"]["diaObjectId"])
+    assert set(sources["diaObjectId"].dropna()) == set(read["diaobjects"]["diaObjectId"])
+    assert (sources["diaObjectId"].notna() ^ sources["ssObjectId"].notna()).all()
     assert set(read["truth"]["visit"]) == set(ledger["visit"])
     with open_ppdb(f"duckdb://{replayed / 'butler' / 'ppdb.duckdb'}") as ppdb:
         outbox = ppdb.table("outbox")
@@ -118,7 +121,7 @@ def test_snaps_and_a_camera_of_ones_own(tmp_path: Path, summary: dict[str, Any])
     camera |= {"name": "mine", "instrument": "MyCam", "image_prefix": "MY_O"}
     camera["detectors"] = [[7, "R22_S10", "R22", "SCIENCE", "ITL", -42.25, 0.0, 0.0], [9, *camera["detectors"][4][1:]]]
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(camera))
-    words = ("--camera", str(tmp_path / "my.yaml"), "--visits", "1", "--snaps", "2", "--workers", "2")
+    words = ("--camera", str(tmp_path / "my.yaml"), "--visits", "1", "--snaps", "2", "--workers", "2", "--inject", "4")
     run = apflow("replay", *words, "--report", str(tmp_path / "r"), "--json", str(tmp_path / "r.json"))
     assert run.returncode == 0, run.stderr
     mine = json.loads((tmp_path / "r.json").read_text())
@@ -127,6 +130,14 @@ def test_snaps_and_a_camera_of_ones_own(tmp_path: Path, summary: dict[str, Any])
     assert mine["score"]["completeness_snr6"] > summary["score"]["completeness_snr6"] - 0.1
     assert mine["score"]["purity"] > 0.85
     assert abs(mine["score"]["zeropoint_bias_mag"]) < 0.06
+    # Fakes are in the database, and nobody is told of them.
+    sources = tables(tmp_path / "r")["diasources"]
+    fakes = sources["pixelFlags_injected"].fillna(False).to_numpy(bool)
+    assert fakes.sum() >= 6 and mine["alerts"] == len(sources) - fakes.sum()
+    assert finite(score_run(tmp_path / "r", "injections")) | mine["injections"] == finite(
+        score_run(tmp_path / "r" / "butler", "injections")
+    )
+    assert mine["injections"]["by_snr"][-1]["n_true"] > 0
     raws = {p.name for p in (tmp_path / "r" / "butler" / "MyCam").rglob("MY_O_*.fits")}
     assert len(raws) == 4
 

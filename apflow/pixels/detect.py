@@ -56,7 +56,8 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
     Returns
     -------
     peaks : `pandas.DataFrame`
-        Ordered by y, then x: x, y (px, whole), snr (signed), isNegative,
+        Ordered by y, then x: x, y (px, whole), snr (signed, at the maximum
+        between the pixels, which `threshold` is for), isNegative,
         isDipole, the footprint's bounding box x0, y0, x1, y1 (inclusive) and
         npix, the pixels connected to the peak above the threshold. None is
         centred on a BAD, SAT, CR, NO_DATA or EDGE pixel.
@@ -77,10 +78,11 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
     reach = max(1, round(exposure.psf.fwhm_px() / 2))
     y, x = _candidates(filtered, exposure.variance, exposure.mask, power, np.float32(0.7 * threshold), reach)
     snr = _exact(exposure.image, exposure.variance, exposure.mask, psf_stack(exposure.psf, x, y), x, y)
-    strong = np.abs(snr) >= threshold
-    x, y, snr = x[strong], y[strong], snr[strong]
+    between = _between(filtered, x, y)
+    strong = np.abs(snr * between) >= threshold
+    x, y, snr, between = x[strong], y[strong], snr[strong], between[strong]
     keep, dipole = _separate(x, y, snr, exposure.psf, threshold)
-    x, y, snr, dipole = x[keep], y[keep], snr[keep], dipole[keep]
+    x, y, snr, dipole = x[keep], y[keep], snr[keep] * between[keep], dipole[keep]
     boxes = _footprints(filtered, exposure.variance, power, np.float32(threshold), x, y)
     columns = (x, y, snr, snr < 0, dipole, *boxes.T)
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
@@ -140,6 +142,21 @@ def _exact(image, variance, mask, psfs, xs, ys):  # type: ignore[no-untyped-def]
         flux, noise, _, used = psf_flux(image, variance, mask, psfs[s], xs[s], ys[s])
         if used >= 0.3 and noise > 0:
             out[s] = flux / np.sqrt(noise)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _between(filtered, xs, ys):  # type: ignore[no-untyped-def]
+    """What the S/N gains between the pixels: the parabolas' maximum over the peak pixel's value."""
+    out = np.ones(xs.size)
+    for s in range(xs.size):
+        x, y = xs[s], ys[s]
+        m = filtered[y, x]
+        for low, high in ((filtered[y, x - 1], filtered[y, x + 1]), (filtered[y - 1, x], filtered[y + 1, x])):
+            slope, bend = (high - low) / (2 * m), (2 * m - high - low) / m
+            # Noise may bend a peak little: no source gains more than half a pixel's offset gives.
+            if bend > abs(slope):
+                out[s] += slope * slope / (2 * bend)
     return out
 
 

@@ -121,3 +121,27 @@ def test_needs_a_psf() -> None:
     d = difference([], [], [])
     with pytest.raises(DataError, match="PSF"):
         detect(dataclasses.replace(d, exposure=dataclasses.replace(d.exposure, psf=None)), 5.0)
+
+
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (-0.3, 0.4)])
+def test_snr_is_that_at_the_source_s_own_position(offset: tuple[float, float]) -> None:
+    sigma = np.sqrt(4 * np.pi) * 4 / 2.3548
+    d = difference([], [], [])
+    image = stars_image((128, 128), np.array([64 + offset[0]]), np.array([64 + offset[1]]), np.array([20 * sigma]), 4.0)
+    d = dataclasses.replace(d, exposure=dataclasses.replace(d.exposure, image=image.astype("f4")))
+    assert detect(d, 5.0)["snr"].item() == pytest.approx(20.0, rel=0.01)
+
+
+def test_half_of_the_sources_at_the_threshold_are_found() -> None:
+    sigma = np.sqrt(4 * np.pi) * 4 / 2.3548
+    rng = np.random.default_rng(3)
+    x, y = (30.0 * np.stack(np.meshgrid(np.arange(1, 33), np.arange(1, 33))).reshape(2, -1)) + rng.uniform(
+        -2, 2, (2, 1024)
+    )
+    found = {}
+    for snr in (5.1, 6.0, 7.0):
+        peaks = detect(difference(x, y, np.full(1024, snr * sigma), n=1000), 5.0)[["x", "y"]]
+        found[snr] = (cKDTree(peaks.to_numpy(float)).query(np.c_[x, y])[0] < 3).mean()
+        assert (cKDTree(np.c_[x, y]).query(peaks.to_numpy(float))[0] < 4).mean() > 0.99
+    assert 0.5 < found[5.1] < 0.68
+    assert found[6.0] > 0.82 and found[7.0] > 0.97

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from apflow.model.exposure import Mask
 from apflow.pixels.detect import detect
 from apflow.pixels.measure import measure
 from apflow.pixels.subtract import subtract
+from tests.pixels.differences import SIGMA, difference, line, points
 from tests.pixels.scenes import INFO, pair
 
 
@@ -111,3 +114,54 @@ def test_nothing_detected_gives_an_empty_table() -> None:
     d = subtract(p.science, p.template)
     m = measure(d, dataclasses.replace(p.science, wcs=None), detect(d, 1000.0))
     assert len(m) == 0 and "psfFlux" in m
+
+
+def test_a_blend_a_trail_and_a_dipole_have_the_columns_that_readme_says() -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    found = re.search(r"^Null in DiaSources that are no .*: (.*)$", readme, re.M)
+    assert found
+    columns = re.findall(r"`(\w+)`", found[1])
+    now = points(192, [40.0, 46.0, 103.0], [40.0, 42.0, 40.0], [70.0, 70.0, 80.0])
+    d, science = difference(now + line(192, 60.0, 130.0, 14.0, 0.5, 150 * SIGMA), points(192, [98.0], [40.0], [80.0]))
+    m = measure(d, science, detect(d, 5.0))
+    assert len(m) == 4
+    kinds = {"parent": (m["x"] < 60) & (m["y"] < 60), "dipole": m["isDipole"], "trail": m["y"] > 100}
+    for column in columns:
+        kind = next(k for k in kinds if column.startswith(k))
+        assert (m[column].notna() == kinds[kind]).all(), column
+
+
+def test_every_plane_has_its_flag() -> None:
+    planes = {
+        "streak": (Mask.STREAK, Mask.STREAK),
+        "injected": (Mask.INJECTED, Mask.INJECTED_CORE),
+        "injected_template": (Mask.INJECTED_TEMPLATE, Mask.INJECTED_CORE_TEMPLATE),
+    }
+    for name, (plane, core) in planes.items():
+        d, science = difference(points(64, [32.0], [32.0], [50.0]))
+        d.exposure.mask[35, 32] |= plane
+        (row,) = measure(d, science, detect(d, 5.0)).to_dict("records")
+        assert row[f"pixelFlags_{name}"] and not row[f"pixelFlags_{name}Center"]
+        d.exposure.mask[33, 32] |= core
+        (row,) = measure(d, science, detect(d, 5.0)).to_dict("records")
+        assert row[f"pixelFlags_{name}Center"]
+
+
+def test_no_good_pixels_of_the_science_image_are_flagged() -> None:
+    d, science = difference(points(64, [32.0], [32.0], [50.0]))
+    peaks = detect(d, 5.0)
+    assert not measure(d, science, peaks)["forced_PsfFlux_flag_noGoodPixels"].any()
+    science.mask[24:41, 24:41] |= Mask.BAD
+    m = measure(d, science, peaks)
+    assert m["forced_PsfFlux_flag"].all() and m["forced_PsfFlux_flag_noGoodPixels"].all()
+
+
+def test_moments_are_of_the_sky_s_size_along_the_pixels_axes() -> None:
+    d, science = difference(points(64, [32.3], [31.8], [300.0]))
+    (row,) = measure(d, science, detect(d, 5.0)).to_dict("records")
+    true = (0.2 * 4.0 / 2.3548) ** 2
+    for name in ("ixx", "iyy"):
+        assert row[name] == pytest.approx(true, rel=0.03) and row[f"{name}PSF"] == pytest.approx(true, rel=0.005)
+    assert abs(row["ixy"]) < 0.02 * true and abs(row["ixyPSF"]) < 0.002 * true
+    assert row["extendedness"] < 0.01
+    assert not any(row[f] for f in ("shape_flag", "shape_flag_no_pixels", "shape_flag_not_contained"))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from apflow.model.exposure import Exposure
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
@@ -35,6 +36,8 @@ _BRIGHT = (20.0, 10.0)
 _MOST, _LEAST = 200, 3
 #: Matching error when too few bright sources tell, and the largest accepted.
 _USUAL_ERROR, _LARGEST_ERROR = 0.01, 0.1
+#: How far beside a star its residuals are looked for, pixels.
+_BESIDE = 2
 #: Square of the largest |S/N| that noise alone puts within 2 px of a position.
 _NOISE_PEAK = 2.5
 
@@ -247,8 +250,8 @@ def _relative_residuals(image, variance, mask, matched, psf, xs, ys, scale):  # 
     for s in range(xs.size):
         whole, noise, _, _ = psf_flux(matched, variance, mask, psf, xs[s], ys[s])
         largest = 0.0
-        for dy in range(-2, 3):
-            for dx in range(-2, 3):
+        for dy in range(-_BESIDE, _BESIDE + 1):
+            for dx in range(-_BESIDE, _BESIDE + 1):
                 flux, _, _, _ = psf_flux(image, variance, mask, psf, xs[s] + dx, ys[s] + dy)
                 largest = max(largest, flux * flux)
         if whole > 0:
@@ -259,10 +262,12 @@ def _relative_residuals(image, variance, mask, matched, psf, xs, ys, scale):  # 
 def with_matching_variance(variance: F4, matched_image: F4, scale: float, psf: Psf, error: float) -> F4:
     """Scaled variance (ny, nx), with what gives a subtracted star a PSF flux error of `error` times its flux.
 
-    The noise of blank sky, two sigma, does not count as light of stars.
+    As the error is that of residuals within 2 px, a star's light counts as
+    far beside it; the noise of blank sky, three sigma there, does not count as light.
     """
     p = psf.centre()
-    factor = np.float32(error * (p**2).sum() / np.sqrt((p**4).sum()))
+    spread = maximum_filter(p, 2 * _BESIDE + 1)
+    factor = np.float32(error * (p**2).sum() / np.sqrt((p**2 * spread**2).sum()))
     out = np.empty_like(variance)
     _with_excess(variance, matched_image, np.float32(scale), factor, out)
     return out
@@ -270,9 +275,23 @@ def with_matching_variance(variance: F4, matched_image: F4, scale: float, psf: P
 
 @njit(cache=True, fastmath=True, nogil=True)
 def _with_excess(variance, matched, scale, factor, out):  # type: ignore[no-untyped-def]
-    for y in range(matched.shape[0]):
-        of, light, to = variance[y], matched[y], out[y]
-        for x in range(to.size):
+    ny, nx = matched.shape
+    row = np.empty(nx + 2 * _BESIDE, np.float32)
+    inner = row[_BESIDE : _BESIDE + nx]
+    for y in range(ny):
+        inner[:] = matched[y]
+        for j in range(max(0, y - _BESIDE), min(ny, y + _BESIDE + 1)):
+            other = matched[j]
+            for x in range(nx):
+                inner[x] = max(inner[x], other[x])
+        row[:_BESIDE], row[_BESIDE + nx :] = inner[0], inner[nx - 1]
+        of, to = variance[y], out[y]
+        to[:] = inner
+        for i in range(2 * _BESIDE + 1):
+            other = row[i : i + nx]
+            for x in range(nx):
+                to[x] = max(to[x], other[x])
+        for x in range(nx):
             noise = scale * of[x]
-            excess = factor * max(light[x] - np.float32(2) * np.sqrt(noise), np.float32(0))
+            excess = factor * max(to[x] - np.float32(3) * np.sqrt(noise), np.float32(0))
             to[x] = noise + excess * excess

@@ -30,9 +30,9 @@ F8 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 VERSION = "v1"
-_SIZE = 448
+SCENE_PX = 448
 #: Detection reaches deeper than in operation, so that what is just above its threshold is well known.
-_THRESHOLD = 4.5
+THRESHOLD = 4.5
 #: Sources within this of a true change are it, FWHM; further off, to the second, nobody knows.
 _SURE, _DOUBTFUL = 0.7, 2.5
 #: A source with another S/N than the change at its place, by this factor, is something else besides.
@@ -59,7 +59,7 @@ def label(sources: pd.DataFrame, scene: Scene) -> tuple[Bool, Bool]:
     return real, real | (distance > _DOUBTFUL).all(1)
 
 
-def sources_of(scene: Scene, threshold: float = _THRESHOLD) -> tuple[F4, Bool, pd.DataFrame]:
+def sources_of(scene: Scene, threshold: float = THRESHOLD) -> tuple[F4, Bool, pd.DataFrame]:
     """Features of all sources in a scene of which the truth can be told, and whether they are real."""
     difference = subtract(scene.science, scene.template, min_coverage=0.3)
     sources = measure(difference, scene.science, detect(difference, threshold))
@@ -73,7 +73,7 @@ def gather(seed: int, scenes: int) -> tuple[F4, Bool, NDArray[np.int64]]:
     for number in range(scenes):
         rng = np.random.default_rng([seed, number])
         try:
-            found, truth, _ = sources_of(make_scene(draw_conditions(rng, _SIZE), rng))
+            found, truth, _ = sources_of(make_scene(draw_conditions(rng, SCENE_PX), rng))
         except DataError:
             continue  # too few stars for a PSF or a kernel: such an image has no DiaSources either
         rows.append(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from apflow.errors import DataError, NoTemplate
@@ -14,7 +15,7 @@ from apflow.model.products import Difference
 from apflow.model.psf import Psf, polynomial_terms
 from apflow.pixels.convolve import grow, kernel_transform, smooth
 from apflow.pixels.interpolate import interpolate
-from apflow.pixels.planes import EDGE, HARD, NO_DATA, SAT, unusable
+from apflow.pixels.planes import EDGE, HARD, NO_DATA, SAT, bad_bits, unusable
 from apflow.pixels.residuals import matching_error, noise_ratio, residual_background, with_matching_variance
 from apflow.pixels.zogy_filters import TILE, Filters, apply, image_of, make_filters
 from apflow.pixels.zogy_match import fit_match
@@ -83,7 +84,7 @@ def subtract_zogy(
     coverage = _coverage(science, template)
     if coverage < min_coverage:
         raise NoTemplate(f"the template covers {coverage:.3f} of the detector's good pixels; at least {min_coverage}")
-    bad_science, bad_template = (unusable(e.mask) | ~np.isfinite(e.image + e.variance) for e in (science, template))
+    bad_science, bad_template = (_bad(e.image, e.variance, e.mask) for e in (science, template))
     bad = bad_science | bad_template
     noise = _sky_variances(science, template, bad)
     match = fit_match(science, template, bad)
@@ -158,15 +159,29 @@ def _mask(science: Exposure, template: Exposure, bad: Bool, replaced: Bool, satu
     """Planes of both images, those of wrong pixels as far as the kernel's core spreads them."""
     reach = _core_radius(kernel.centre())
     mask = science.mask.copy()
+    present = int(np.bitwise_or.reduce(template.mask, None))
     for plane in (Mask.BAD, Mask.CR, Mask.NO_DATA):
-        where = grow(bad & ((template.mask & plane) != 0), reach)
-        mask[where] |= plane
-    mask[bad & ((mask & HARD) == 0)] |= NO_DATA
-    mask[replaced & ~bad] |= SAT
-    mask[saturated] |= SAT
+        if present & plane:
+            _set(mask, grow(bad & ((template.mask & plane) != 0), reach), plane)
+    _set(mask, bad & ((mask & HARD) == 0), Mask.NO_DATA)
+    _set(mask, (replaced & ~bad) | saturated, Mask.SAT)
     for border in (np.s_[:reach], np.s_[-reach:], np.s_[:, :reach], np.s_[:, -reach:]):
         mask[border] |= EDGE
     return mask
+
+
+def _set(mask: I4, where: Bool, plane: Mask) -> None:
+    np.bitwise_or(mask, np.int32(plane), out=mask, where=where)
+
+
+@njit(cache=True, nogil=True)
+def _bad(image, variance, mask):  # type: ignore[no-untyped-def]
+    """True where a pixel has no value of its own or no variance."""
+    out = np.empty(image.shape, np.bool_)
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            out[y, x] = bad_bits(mask[y, x]) or not np.isfinite(image[y, x]) or not np.isfinite(variance[y, x])
+    return out
 
 
 def _core_radius(kernel: F8) -> int:
@@ -215,11 +230,24 @@ def _variances(science: Exposure, template: Exposure, filters: Filters) -> tuple
     power = np.abs(psf) ** 2
     part_n, part_r = ((power * np.abs(k) ** 2).sum() / power.sum() for k in (to_n, to_r))
     part_m = (own * np.abs(match) ** 2).sum() / own.sum()
-    spread_n, spread_r = (
-        smooth(np.where(np.isfinite(e.variance), e.variance, np.float32(0)), _spread(k))
-        for e, k in ((science, to_n), (template, to_r))
-    )
-    return np.float32(part_n) * spread_n + np.float32(part_r) * spread_r, np.float32(part_m) * spread_r
+    spread_n, spread_r = (_smoothed(e.variance, _spread(k)) for e, k in ((science, to_n), (template, to_r)))
+    return _sum(spread_n, spread_r, np.float32(part_n), np.float32(part_r)), np.float32(part_m) * spread_r
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _sum(a, b, weight_a, weight_b):  # type: ignore[no-untyped-def]
+    out = np.empty_like(a)
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            out[y, x] = weight_a * a[y, x] + weight_b * b[y, x]
+    return out
+
+
+def _smoothed(variance: F4, sigma: float) -> F4:
+    """A variance spread by a filter, the same array where that spreads next to nothing; 0 where it is not finite."""
+    if not np.isfinite(variance.sum(dtype=np.float64)):
+        variance = np.where(np.isfinite(variance), variance, np.float32(0))
+    return smooth(variance, sigma) if sigma > 0 else variance
 
 
 def _spread(transfer: NDArray[np.complex64]) -> float:

@@ -175,17 +175,61 @@ def apply(filters: Filters, science: F4, template: F4, bad: Bool) -> tuple[F4, F
         rows = _mirrored(y0 - halo, ny)
         for x0 in range(0, nx, valid):
             y1, x1 = min(y0 + valid, ny), min(x0 + valid, nx)
-            tile = np.ix_(rows, _mirrored(x0 - halo, nx))
+            columns = _mirrored(x0 - halo, nx)
             to_n, to_r, match, _ = filters.at((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
-            hat = scipy.fft.rfft2(template[tile])
-            model = scipy.fft.irfft2(hat * match, (TILE, TILE), overwrite_x=True)
-            image = np.where(bad[tile], model, science[tile])
-            proper = scipy.fft.rfft2(image) * to_n - hat * to_r
-            seen = scipy.fft.irfft2(proper * to_filtered, (TILE, TILE), overwrite_x=True)
-            planes = scipy.fft.irfft2(proper, (TILE, TILE), overwrite_x=True), model, seen
+            hat = scipy.fft.rfft2(_tile(template, rows, columns))
+            model = scipy.fft.irfft2(_product(hat, match), (TILE, TILE), overwrite_x=True)
+            image = _with_model(science, bad, rows, columns, model)
+            proper, seen = _difference(scipy.fft.rfft2(image), hat, to_n, to_r, to_filtered)
+            planes = (
+                scipy.fft.irfft2(proper, (TILE, TILE), overwrite_x=True),
+                model,
+                scipy.fft.irfft2(seen, (TILE, TILE), overwrite_x=True),
+            )
             for whole, plane in zip((difference, matched, filtered), planes, strict=True):
                 whole[y0:y1, x0:x1] = plane[inner][: y1 - y0, : x1 - x0]
     return difference, matched, filtered
+
+
+@njit(cache=True, nogil=True)
+def _tile(image, rows, columns):  # type: ignore[no-untyped-def]
+    out = np.empty((rows.size, columns.size), np.float32)
+    for y in range(rows.size):
+        line = image[rows[y]]
+        for x in range(columns.size):
+            out[y, x] = line[columns[x]]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _with_model(image, bad, rows, columns, model):  # type: ignore[no-untyped-def]
+    """A tile with a model of it in place of bad pixels."""
+    out = np.empty((rows.size, columns.size), np.float32)
+    for y in range(rows.size):
+        line, marks = image[rows[y]], bad[rows[y]]
+        for x in range(columns.size):
+            out[y, x] = model[y, x] if marks[columns[x]] else line[columns[x]]
+    return out
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _product(a, b):  # type: ignore[no-untyped-def]
+    out = np.empty_like(a)
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            out[y, x] = a[y, x] * b[y, x]
+    return out
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _difference(science, template, to_n, to_r, to_filtered):  # type: ignore[no-untyped-def]
+    proper, seen = np.empty_like(science), np.empty_like(science)
+    for y in range(science.shape[0]):
+        for x in range(science.shape[1]):
+            d = science[y, x] * to_n[y, x] - template[y, x] * to_r[y, x]
+            proper[y, x] = d
+            seen[y, x] = d * to_filtered[y, x]
+    return proper, seen
 
 
 def _mirrored(start: int, length: int) -> NDArray[np.intp]:

@@ -93,6 +93,8 @@ class Filter:
 
     `zero_point` is the magnitude of 1 e-/s, `sky` in mag/arcsec^2, `fwhm` in
     arcsec, `depth` the 5-sigma point-source depth of a 30 s visit (SMTN-002).
+    `colour_term` times a reference star's colour is what its magnitude in this
+    filter is fainter by than in the reference's own band.
     """
 
     physical_filter: str
@@ -101,6 +103,7 @@ class Filter:
     sky: float
     fwhm: float
     depth: float
+    colour_term: float = 0.0
 
 
 @dataclass(frozen=True)

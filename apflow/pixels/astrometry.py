@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from apflow.errors import DataError
 from apflow.model.sky import deproject, project, separation_arcsec
 from apflow.model.wcs import Wcs
+from apflow.pixels.distortion import bend, bent_by_arcsec
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -43,6 +44,8 @@ class Astrometry:
         By how much the field turned, East of North.
     scatter_arcsec : `float`
         Robust scatter of the residuals per axis.
+    distortion_arcsec : `float`
+        By how far the fit bends the initial WCS at most.
     """
 
     star: I8
@@ -50,15 +53,23 @@ class Astrometry:
     offset_arcsec: float
     rotation_arcsec: float
     scatter_arcsec: float
+    distortion_arcsec: float = 0.0
 
 
 def fit_wcs(
-    x: F8, y: F8, reference: pd.DataFrame, wcs: Wcs, match_radius_arcsec: float, min_matched: int = 4
+    x: F8,
+    y: F8,
+    reference: pd.DataFrame,
+    wcs: Wcs,
+    match_radius_arcsec: float,
+    min_matched: int = 4,
+    shape: tuple[int, int] | None = None,
 ) -> tuple[Wcs, Astrometry]:
     """Refine an initial WCS by shift, rotation and, with many stars, scale and shear.
 
     All pairs of stars and reference stars vote for the shift; matched pairs
-    then fit the rest, with rejection. The distortion of the initial WCS is kept.
+    then fit the rest, with rejection. The distortion of the initial WCS is
+    kept, but for quadratic terms that the stars ask for and bear (`bend`).
 
     Parameters
     ----------
@@ -72,6 +83,8 @@ def fit_wcs(
         Largest error of the guess.
     min_matched : `int`
         Fewest matches accepted.
+    shape : `tuple` [`int`, `int`], optional
+        Of the image; without, nothing is bent.
 
     Raises
     ------
@@ -89,6 +102,8 @@ def fit_wcs(
             star, found = _match(x, y, ra, dec, fitted, radius)
             if len(star) < min_matched:
                 break
+            if shape is not None:
+                fitted = bend(x[star], y[star], ra[found], dec[found], fitted, shape)
             fitted, scatter = _refine(x[star], y[star], ra[found], dec[found], fitted)
             radius = min(_MATCH_ARCSEC, max(5.0 * scatter, 0.05))
         star, found = _match(x, y, ra, dec, fitted, radius)
@@ -100,7 +115,8 @@ def fit_wcs(
         )
     offset = separation_arcsec(*wcs.pixel_to_sky(x.mean(), y.mean()), *fitted.pixel_to_sky(x.mean(), y.mean()))
     turn = (fitted.rotation_deg() - wcs.rotation_deg() + 180.0) % 360.0 - 180.0
-    return fitted, Astrometry(star, near[found], float(offset), turn * 3600.0, scatter)
+    bent = bent_by_arcsec(fitted, wcs, shape) if shape is not None else 0.0
+    return fitted, Astrometry(star, near[found], float(offset), turn * 3600.0, scatter, bent)
 
 
 def _by_chance(x: F8, ra: F8, dec: F8, radius_arcsec: float) -> float:

@@ -16,13 +16,17 @@ from apflow.pixels.astrometry import fit_wcs
 from apflow.pixels.background import subtract_background
 from apflow.pixels.cosmics import find_cosmic_rays
 from apflow.pixels.interpolate import interpolate
-from apflow.pixels.photometry import fit_zero_point, nanojansky_per_electron, surface_brightness
+from apflow.pixels.photometry import fit_zero_point, in_our_band, nanojansky_per_electron, surface_brightness
 from apflow.pixels.point_sources import fit_point_sources
 from apflow.pixels.psf import fit_psf
+from apflow.pixels.psf_error import psf_model_error
 from apflow.pixels.stars import find_stars, stellar_locus
+from apflow.pixels.wings import ApertureCorrection, fit_aperture_correction
 
 #: Stars that make the PSF at most: the brightest say it all.
 _PSF_STARS = 300
+#: Stars that tell the error of the PSF's model, the brightest.
+_ERROR_STARS = 120
 
 _CR, _INTRP = int(Mask.CR), int(Mask.INTRP)
 
@@ -36,8 +40,14 @@ def calibrate(
     star_snr: float = 20.0,
     psf_order: int = 1,
     match_radius_arcsec: float = 5.0,
+    colour_term: float = 0.0,
 ) -> Exposure:
     """From electrons to nJy, with all that is known of the image.
+
+    The zero point is of total fluxes: those of PSF fits times the aperture
+    correction. The image is scaled so that a PSF flux measured on it, with its
+    own PSF of sum 1, is a total flux in nJy: who measures PSF fluxes needs no
+    correction.
 
     Parameters
     ----------
@@ -46,7 +56,8 @@ def calibrate(
     wcs : `Wcs`
         Where the telescope was meant to point.
     reference : `pandas.DataFrame`
-        Stars: ra, dec (degrees), mag (AB in the band of the image).
+        Stars: ra, dec (degrees), mag (AB in the band of the image), and
+        where there is one colour (mag; NaN where it is not known).
     min_stars : `int`
         Fewest stars for the PSF, and matched for WCS and zero point.
     star_snr : `float`
@@ -55,6 +66,8 @@ def calibrate(
         Spatial order of the PSF.
     match_radius_arcsec : `float`
         Largest pointing error.
+    colour_term : `float`
+        By how much a star of colour 1 is fainter in the image than ``mag`` says.
 
     Returns
     -------
@@ -79,28 +92,39 @@ def calibrate(
     _enough(len(stars), min_stars, f"stars of S/N {star_snr:g} among {len(found)} sources for the PSF")
     psf = fit_psf(clean, stars[:_PSF_STARS], psf_order)
     measured = fit_point_sources(clean, psf, stars["x"].to_numpy(), stars["y"].to_numpy()).dropna()
-    refined, astrometry = fit_wcs(
-        measured["x"].to_numpy(), measured["y"].to_numpy(), reference, wcs, match_radius_arcsec, min_stars
-    )
+    px, py, flux = (measured[c].to_numpy() for c in ("x", "y", "flux"))
+    refined, astrometry = fit_wcs(px, py, reference, wcs, match_radius_arcsec, min_stars, clean.shape)
+    aperture = fit_aperture_correction(clean, psf, px, py, flux, float(stars["fwhm"].median()))
     matched = measured.iloc[astrometry.star]
-    mag = reference["mag"].to_numpy(float)[astrometry.reference]
-    zero = fit_zero_point(matched["flux"].to_numpy(), time_s, mag, matched["flux_err"].to_numpy())
-    scale = np.float32(nanojansky_per_electron(zero.zero_point_mag, time_s))
-    e1, e2 = _ellipticity(psf)
+    known = reference.iloc[astrometry.reference]
+    colour = known["colour"].to_numpy(float) if "colour" in known else None
+    mag = in_our_band(known["mag"].to_numpy(float), colour, colour_term)
+    level = aperture.relative(px, py, clean.shape)[astrometry.star]
+    zero = fit_zero_point(matched["flux"].to_numpy() * level, time_s, mag, matched["flux_err"].to_numpy())
+    scale = _scale(nanojansky_per_electron(zero.zero_point_mag, time_s), aperture, clean.shape)
+    zero_point = zero.zero_point_mag + 2.5 * np.log10(aperture.value)
+    sigma_px, e1, e2 = _shape(psf)
     scale_arcsec = refined.pixel_scale_arcsec
     summary = {
         "psf_fwhm_arcsec": psf.fwhm_px() * scale_arcsec,
+        "psf_sigma_px": sigma_px,
+        "psf_sigma_arcsec": sigma_px * scale_arcsec,
         "psf_fwhm_spread_arcsec": _fwhm_spread_px(psf) * scale_arcsec,
         "psf_ellipticity_e1": e1,
         "psf_ellipticity_e2": e2,
         "wcs_offset_arcsec": astrometry.offset_arcsec,
         "wcs_rotation_arcsec": astrometry.rotation_arcsec,
         "wcs_scatter_arcsec": astrometry.scatter_arcsec,
-        "zero_point_mag": zero.zero_point_mag,
+        "wcs_distortion_arcsec": astrometry.distortion_arcsec,
+        "psf_model_error": psf_model_error(clean, psf, px[:_ERROR_STARS], py[:_ERROR_STARS], flux[:_ERROR_STARS]),
+        "aperture_correction": aperture.value,
+        "aperture_correction_error": aperture.error,
+        "zero_point_mag": zero_point,
+        "zero_point_error_mag": float(np.hypot(zero.error_mag, 1.0857 * aperture.error)),
         "zero_point_scatter_mag": zero.scatter_mag,
         "sky_electron": sky,
         "sky_noise_electron": noise,
-        "sky_mag_arcsec2": surface_brightness(sky / time_s, zero.zero_point_mag, scale_arcsec),
+        "sky_mag_arcsec2": surface_brightness(sky / time_s, zero_point, scale_arcsec),
         "depth_mag": zero.zero_point_mag - 2.5 * np.log10(5.0 * noise * np.sqrt(psf.effective_area_px()) / time_s),
         "n_psf_stars": float(min(len(stars), _PSF_STARS)),
         "n_reference_matched": float(len(matched)),
@@ -115,6 +139,16 @@ def calibrate(
         psf=psf,
         summary={**exposure.summary, **{name: float(value) for name, value in summary.items()}},
     )
+
+
+def _scale(nanojansky: float, aperture: ApertureCorrection, shape: tuple[int, int]) -> NDArray[np.float32] | np.float32:
+    """nJy of an electron in a PSF flux: one number, or a plane (ny, nx) with the aperture correction."""
+    if aperture.slope == (0.0, 0.0):
+        return np.float32(nanojansky)
+    ny, nx = shape
+    row = aperture.relative(np.arange(float(nx)), np.full(nx, (ny - 1) / 2.0), shape)
+    column = aperture.relative(np.full(ny, (nx - 1) / 2.0), np.arange(float(ny)), shape) - 1.0
+    return np.asarray(np.float32(nanojansky) * (row.astype(np.float32) + column.astype(np.float32)[:, None]))
 
 
 def _enough(n: int, least: int, what: str) -> None:
@@ -152,11 +186,15 @@ def _fwhm_spread_px(psf: Psf) -> float:
     return float(np.std([fwhm_px(psf.at(x, y)) for x, y in places]))
 
 
-def _ellipticity(psf: Psf) -> tuple[float, float]:
-    """(Ixx - Iyy, 2 Ixy) / (Ixx + Iyy) of the PSF at the centre, under a Gaussian of its own FWHM."""
+def _shape(psf: Psf) -> tuple[float, float, float]:
+    """Sigma (px) of the adaptive round Gaussian at the centre, and (Ixx - Iyy, 2 Ixy) / (Ixx + Iyy) under it."""
     image = psf.centre()
     axis = np.arange(psf.size) - psf.size // 2
     y, x = axis[:, None], axis[None, :]
-    weighted = image * np.exp(-0.5 * (x * x + y * y) / (psf.fwhm_px() / 2.3548) ** 2)
-    ixx, iyy, ixy = (float((weighted * m).sum()) for m in (x * x, y * y, x * y))
-    return (ixx - iyy) / (ixx + iyy), 2 * ixy / (ixx + iyy)
+    s2 = (psf.fwhm_px() / 2.3548) ** 2
+    for _ in range(20):
+        weighted = image * np.exp(-0.5 * (x * x + y * y) / s2)
+        ixx, iyy, ixy = (float((weighted * m).sum() / weighted.sum()) for m in (x * x, y * y, x * y))
+        # A Gaussian under a weight of its own width has half its moments.
+        s2 = ixx + iyy
+    return float(np.sqrt(s2)), (ixx - iyy) / (ixx + iyy), 2 * ixy / (ixx + iyy)

@@ -18,11 +18,23 @@ _FLOOR_MAG = 0.005
 
 @dataclass(frozen=True)
 class ZeroPoint:
-    """Magnitude of 1 e-/s, its robust scatter from star to star, and the number of stars kept."""
+    """Magnitude of 1 e-/s, its robust scatter from star to star, the number of stars kept, and its error."""
 
     zero_point_mag: float
     scatter_mag: float
     n: int
+    error_mag: float = float("nan")
+
+
+def in_our_band(mag: F8, colour: F8 | None, colour_term: float) -> F8:
+    """Reference magnitudes in the image's own band: ``mag + colour_term * colour``.
+
+    Stars without a colour (NaN) take the median one; without any colour, or
+    term, magnitudes stay as they are.
+    """
+    if colour is None or colour_term == 0.0 or not np.isfinite(colour).any():
+        return mag
+    return np.asarray(mag + colour_term * np.where(np.isfinite(colour), colour, np.nanmedian(colour)))
 
 
 def fit_zero_point(flux: F8, exposure_time_s: float, mag: F8, flux_err: F8 | None = None) -> ZeroPoint:
@@ -58,7 +70,9 @@ def fit_zero_point(flux: F8, exposure_time_s: float, mag: F8, flux_err: F8 | Non
             break
         keep = kept
         middle = float(np.average(each[keep], weights=weight[keep]))
-    return ZeroPoint(middle, scatter, int(keep.sum()))
+    # Stars may scatter more than their errors say.
+    excess = max(1.0, float(np.average((each[keep] - middle) ** 2 * weight[keep])))
+    return ZeroPoint(middle, scatter, int(keep.sum()), float(np.sqrt(excess / weight[keep].sum())))
 
 
 def nanojansky_per_electron(zero_point_mag: float, exposure_time_s: float) -> float:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, uniform_filter
-from scipy.optimize import least_squares
 
 from apflow.errors import DataError
 from apflow.model.exposure import Exposure, Mask
 from apflow.model.psf import Psf, polynomial_exponents, polynomial_terms
 from apflow.pixels.point_sources import TAPS, fit_radius, fit_rows, registered_stamps
+from apflow.pixels.wings import LEVEL_FWHM, Wing, moffat_wing, stars_wing
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -28,6 +26,8 @@ _PROFILE_ERROR = 0.02
 _VARIATION = 0.25
 #: A pixel of a star's stamp further off than this is a neighbour's, a star with worse residuals no star.
 _CLIP_SIGMA, _CLIP_STARS_SIGMA = 4.0, 4.0
+#: Stars whose wings are looked at, the brightest: more say no more.
+_WING_STARS = 120
 #: Beyond so many FWHM the PSF is its wing's model.
 _WING_FWHM = 2.0
 #: What exceeds the PSF by so much in 3 x 3 pixels is a neighbour.
@@ -80,7 +80,7 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
     stamps = registered_stamps(exposure.image, x, y, half)
     mean = np.median(stamps / flux[:, None, None], 0)
     psf = Psf((mean / mean.sum())[None], exposure.shape)
-    good = np.ones(len(x), np.bool_)
+    good, wing = np.ones(len(x), np.bool_), moffat_wing(fwhm)
     for _ in range(3):
         rows = fit_rows(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, fit_radius(fwhm))
         good = _trusted(rows, x, y)
@@ -89,10 +89,12 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         profiles = registered_stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
         noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
         clean = ~(_masked(exposure.mask, x[good], y[good], half) | _neighbours(profiles, psf.terms[0], noise))
-        wing, level = _wing(profiles, clean, noise, fwhm)
+        brightest = np.flatnonzero(good)[np.argsort(-flux[good], kind="stable")[:_WING_STARS]]
+        wing = stars_wing(exposure, x[brightest], y[brightest], flux[brightest], wing, fwhm)
+        level = _levels(profiles, clean, wing, fwhm)
         design = polynomial_terms(x[good], y[good], exposure.shape, order)
         terms = _average(profiles - level[:, None, None], clean, noise, design, psf.terms[0])
-        psf = Psf(_normalised(terms, wing, fwhm, design.mean(0)), exposure.shape)
+        psf = Psf(_normalised(terms, wing(_radius2(half)), fwhm, design.mean(0)), exposure.shape)
     cut = max(0, half - (size or psf.size) // 2)
     return Psf(psf.terms[:, cut : psf.size - cut, cut : psf.size - cut], exposure.shape)
 
@@ -165,47 +167,17 @@ def _normalised(terms: F8, wing: F8, fwhm: float, mean: F8) -> F8:
     return np.asarray(out / out[0].sum())
 
 
-def _wing(profiles: F8, clean: NDArray[np.bool_], noise: F8, fwhm: float) -> tuple[F8, F8]:
-    """Wing (k, k) of the mean PSF beyond 1.2 FWHM, and the level (n,) under each star's profile.
-
-    The error of a sky that a star's own light draws up drowns a wing pixel by
-    pixel; means over rings bring it out. Their average over stars, the
-    brightest first of all, is a Moffat's wing on a level.
-    """
-    k = profiles.shape[1]
-    axis = np.arange(k) - k // 2
-    radius = np.hypot(axis[:, None], axis)
-    rings = [(radius > low) & (radius <= low + 1) for low in np.arange(1.2 * fwhm, k / 2 - 0.5)]
-    n_px = np.stack([clean[:, ring].sum(1) for ring in rings], -1)
-    sums = np.stack([np.where(clean[:, ring], profiles[:, ring], 0.0).sum(1) for ring in rings], -1)
-    weight = 1.0 / noise[:, None] ** 2
-    total = np.maximum((weight * n_px).sum(0), 1e-300)
-    values, error = (weight * sums).sum(0) / total, 1.0 / np.sqrt(total)
-    wing = _fit_wing(np.array([(radius[ring] ** 2).mean() for ring in rings]), values, error, fwhm)
-    expected = n_px * np.array([wing(radius[ring] ** 2).mean() for ring in rings])
-    level = (sums - expected).sum(1) / np.maximum(n_px.sum(1), 1)
-    return wing(radius**2), level
+def _levels(profiles: F8, clean: NDArray[np.bool_], wing: Wing, fwhm: float) -> F8:
+    """Level (n,) under each profile, from where its own light hardly counts."""
+    r2 = _radius2(profiles.shape[1] // 2)
+    use = clean & (r2 > (LEVEL_FWHM * fwhm) ** 2)
+    return np.asarray(np.where(use, profiles - wing(r2), 0.0).sum((1, 2)) / np.maximum(use.sum((1, 2)), 1))
 
 
-def _fit_wing(r2: F8, values: F8, error: F8, fwhm: float) -> Callable[[F8], F8]:
-    """Moffat that fits a profile at radii of square r2 up to a constant level."""
-
-    def moffat(parameters: F8, at: F8) -> F8:
-        alpha, beta = np.exp(parameters)
-        return np.asarray((1.0 + at / alpha**2) ** -beta / (1.0 + r2[0] / alpha**2) ** -beta)
-
-    def solve(parameters: F8) -> tuple[F8, F8]:
-        design = np.stack([moffat(parameters, r2), np.ones_like(r2)], -1) / error[:, None]
-        return design, np.linalg.lstsq(design, values / error, rcond=None)[0]
-
-    def residual(parameters: F8) -> F8:
-        design, solution = solve(parameters)
-        return np.asarray(design @ solution - values / error)
-
-    bounds = np.log([[0.3 * fwhm, 1.8], [3.0 * fwhm, 8.0]])
-    best = least_squares(residual, np.log([fwhm, 3.5]), bounds=tuple(bounds), max_nfev=20).x
-    height = solve(best)[1][0]
-    return lambda at: height * moffat(best, at)
+def _radius2(half: int) -> F8:
+    """Squared distance (k, k) from the middle of a stamp."""
+    axis = np.arange(-half, half + 1.0)
+    return np.asarray(axis[:, None] ** 2 + axis**2)
 
 
 @njit(cache=True, nogil=True)

@@ -66,7 +66,7 @@ def calibrate(post_isr: Exposure, calibs: Calibs, config: Config) -> Exposure:
     assert info is not None
     camera = load_camera(config.camera, config.size)
     wcs = camera.wcs(camera.detector(info.detector), info.ra_deg, info.dec_deg, info.rotation_deg)
-    settings = config.calibrate
+    settings, nominal = config.calibrate, camera.filter(info.physical_filter)
     science = pixels.calibrate(
         post_isr,
         wcs,
@@ -75,8 +75,8 @@ def calibrate(post_isr: Exposure, calibs: Calibs, config: Config) -> Exposure:
         star_snr=settings.star_snr,
         psf_order=settings.psf_order,
         match_radius_arcsec=settings.match_radius_arcsec,
+        colour_term=nominal.colour_term,
     )
-    nominal = camera.filter(info.physical_filter)
     ratio = effective_time_ratio(science.summary, nominal.zero_point, nominal.sky, nominal.fwhm)
     effective = {"effective_time_ratio": ratio, "effective_time_s": ratio * info.exposure_time_s}
     return dataclasses.replace(science, summary={**science.summary, **effective})

@@ -55,6 +55,7 @@ def test_summary_tells_of_the_image(science):
     assert s["sky_electron"] == pytest.approx(1200.0, abs=6)
     assert s["n_psf_stars"] >= 40 and s["n_reference_matched"] >= 35
     scale = 10 ** (0.4 * (31.4 - s["zero_point_mag"])) / night.exposure.info.exposure_time_s
+    scale *= s["aperture_correction"]  # PSF fluxes of the image are total ones
     flux5 = 5 * np.sqrt(np.median(exposure.variance)) * np.sqrt(exposure.psf.effective_area_px())
     assert s["depth_mag"] == pytest.approx(31.4 - 2.5 * np.log10(flux5), abs=0.05)
     assert np.allclose(exposure.variance, night.exposure.variance * scale**2, rtol=1e-3)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from astropy.io import fits
 from numpy.typing import NDArray
 from pixel_sky import ideal_snr
 from scipy.ndimage import shift as shifted
@@ -37,17 +35,18 @@ class RealPair:
     ----------
     name : `str`
     science, template : `pathlib.Path`
-    science_planes, template_planes : `dict` [`str`, `pathlib.Path`]
-        Files of noise (ERR), by the name of the extension that they are to be.
+    noises : `tuple`
+        Files of the noise of both, where there are such.
     known : `tuple`
         Places (x, y) that really changed.
+
+    Pairs of one name are of one field and are judged together.
     """
 
     name: str
     science: Path
     template: Path
-    science_planes: dict[str, Path] = field(default_factory=dict)
-    template_planes: dict[str, Path] = field(default_factory=dict)
+    noises: tuple[Path | None, Path | None] = (None, None)
     known: tuple[tuple[float, float], ...] = ()
 
 
@@ -60,13 +59,13 @@ def real_pairs(folder: Path) -> Iterator[RealPair]:
     images = sorted(nircam.glob("*_stamp.fits"))
     if len(images) == 2:
         # The folder's mask marks objects to fit a kernel with, not bad pixels.
-        planes = [{"ERR": p.with_suffix(".noise.fits")} for p in images]
-        yield RealPair("nircam_a2744", images[1], images[0], planes[1], planes[0], ((280.0, 643.0),))
+        old, new = (p.with_suffix(".noise.fits") for p in images)
+        yield RealPair("nircam_a2744", images[1], images[0], (new, old), ((280.0, 643.0),))
     for new in sorted((folder / "decam_minis").glob("DEC-OBS18?.mini.fits")):
         old = new.with_name(new.name.replace("OBS18", "OBS04"))
         if old.is_file():
             # Cut out about the object that changed.
-            yield RealPair(f"decam_minis_{new.name.split('.')[0][-1]}", new, old, known=((127.5, 127.5),))
+            yield RealPair("decam_minis", new, old, known=((127.5, 127.5),))
 
 
 def prepared(pair: RealPair, change: Callable[[Exposure], Exposure] | None = None) -> tuple[Exposure, Exposure]:
@@ -78,27 +77,14 @@ def prepared(pair: RealPair, change: Callable[[Exposure], Exposure] | None = Non
     change : callable, optional
         What is done to the science image when it has just been read.
     """
-    science, template = _read(pair.science, pair.science_planes), _read(pair.template, pair.template_planes)
+    paths = pair.science, pair.template
+    science, template = (any_fits.read(path, noise) for path, noise in zip(paths, pair.noises, strict=True))
     if change is not None:
         science = change(science)
     science, template = any_fits.prepare(science), any_fits.prepare(template)
-    science, template, _ = on_one_grid(science, template, (pair.science, pair.template))
+    science, template, _ = on_one_grid(science, template, paths)
     science, template = any_fits.with_psf(science, template), any_fits.with_psf(template, science)
     return any_fits.without_cosmic_rays(science, template), any_fits.without_cosmic_rays(template, science)
-
-
-def _read(path: Path, planes: dict[str, Path]) -> Exposure:
-    """An image with its noise and mask as extensions of one file."""
-    if not planes:
-        return any_fits.read(path)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / path.name
-        data, header = fits.getdata(path, header=True)
-        header["EXTNAME"] = "SCI"
-        hdus = [fits.PrimaryHDU(), fits.ImageHDU(data, header)]
-        hdus += [fits.ImageHDU(fits.getdata(p), name=name) for name, p in planes.items()]
-        fits.HDUList(hdus).writeto(whole)
-        return any_fits.read(whole)
 
 
 def changes_for(science: Exposure, template: Exposure, noise_ratio: float, seed: int) -> pd.DataFrame:

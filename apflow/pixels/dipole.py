@@ -133,7 +133,7 @@ def fit_dipoles(difference: Difference, science: Exposure, sources: pd.DataFrame
     science : `Exposure`
         With the WCS, if there is one.
     sources : `pandas.DataFrame`
-        x, y, snr, isDipole, psfChi2, psfNdata.
+        x, y, snr, isDipole, psfChi2, psfNdata, pixelFlags_streakCenter.
 
     Returns
     -------
@@ -158,6 +158,7 @@ def fit_dipoles(difference: Difference, science: Exposure, sources: pd.DataFrame
     values["isDipole"], values["dipoleFitAttempted"] = detected.copy(), np.zeros(n, bool)
     ndata = sources["psfNdata"].to_numpy(float)
     misfit = sources["psfChi2"].to_numpy(float) - ndata > _MISFIT * np.sqrt(2 * ndata)
+    misfit &= ~sources["pixelFlags_streakCenter"].to_numpy(bool)
     rows = np.flatnonzero(detected | misfit)
     rows = rows[np.lexsort((-sources["snr"].to_numpy()[rows], ~detected[rows]))][:_MOST]
     x, y = sources["x"].to_numpy(float), sources["y"].to_numpy(float)

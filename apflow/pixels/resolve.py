@@ -15,7 +15,7 @@ from apflow.pixels.forced import psf_stack, shift_psf
 from apflow.pixels.planes import bad_bits
 from apflow.pixels.psf_fit import MOST_SHIFT, fit_psf
 from apflow.pixels.shape import adaptive_moments, elongation, psf_moments
-from apflow.pixels.trail import LEAST_ELONGATION, fit_trail, trail_box
+from apflow.pixels.trail import LEAST_ELONGATION, LONGEST, fit_trail, trail_box
 from apflow.pixels.warp import TABLE
 
 F4 = NDArray[np.float32]
@@ -166,7 +166,7 @@ def _line(part: pd.DataFrame, fwhm: float) -> Line | None:
     middle = xy.mean(0)
     _, _, axes = np.linalg.svd(xy - middle)
     along, off = (xy - middle) @ axes.T[:, 0], (xy - middle) @ axes.T[:, 1]
-    if np.sqrt(np.mean(off**2)) > _OFF_LINE * fwhm or np.ptp(along) < fwhm:
+    if np.sqrt(np.mean(off**2)) > _OFF_LINE * fwhm or not fwhm <= np.ptp(along) <= LONGEST:
         return None
     middle = middle + 0.5 * (along.max() + along.min()) * axes[0]
     return float(middle[0]), float(middle[1]), float(np.ptp(along) + fwhm), float(np.arctan2(axes[0, 1], axes[0, 0]))

@@ -24,9 +24,9 @@ Box = tuple[int, int, int, int]
 #: A source is fitted as a trail when its elongation (sigma) is above this: noise gives 3.6 in a thousand sources.
 LEAST_ELONGATION = 5.0
 #: Trails fitted on an image at most, those of highest S/N: each takes some ms.
-_MOST = 30
+_MOST = 20
 #: Longest trail, pixels; longer ones are streaks.
-_LONGEST = 100.0
+LONGEST = 100.0
 #: Least length, in FWHM: a shorter one is a point.
 _SHORTEST = 0.3
 _ITERATIONS = 40
@@ -89,7 +89,7 @@ def fit_trail(
     values, covariance, chi2, ndata, ok = _fit(
         exposure.image, exposure.variance, exposure.mask, psf, first, np.array(box), points, weights / 2, TABLE
     )
-    ok = bool(ok) and _SHORTEST * fwhm < values[3] <= _LONGEST and np.isfinite(covariance).all()
+    ok = bool(ok) and _SHORTEST * fwhm < values[3] <= LONGEST and np.isfinite(covariance).all()
     return Trail(values, covariance, float(chi2), int(ndata), ok, _at_edge(exposure, values, psf.shape[0] // 4))
 
 
@@ -108,8 +108,9 @@ def fit_trails(difference: Difference, science: Exposure, sources: pd.DataFrame)
     science : `Exposure`
         With the WCS, if there is one.
     sources : `pandas.DataFrame`
-        x, y, snr, isDipole, and of their shape: elongation (sigma),
-        elongation_angle (radians from +x), elongation_px (length to begin with).
+        x, y, snr, isDipole, pixelFlags_streakCenter, and of their shape:
+        elongation (sigma), elongation_angle (radians from +x), elongation_px
+        (length to begin with). Pieces of streaks are not fitted.
 
     Returns
     -------
@@ -126,10 +127,11 @@ def fit_trails(difference: Difference, science: Exposure, sources: pd.DataFrame)
     if exposure.psf is None:
         raise DataError("a trail fit needs the PSF of the difference image; accepted: a difference with psf set")
     n = len(sources)
-    out = pd.DataFrame({name: np.full(n, np.nan) for name in COLUMNS})
-    out["trailNdata"] = 0
-    out["trail_flag"], out["trail_flag_edge"] = False, False
+    out: dict[str, NDArray[np.generic]] = {name: np.full(n, np.nan) for name in COLUMNS}
+    out["trailNdata"] = np.zeros(n, np.int64)
+    out["trail_flag"], out["trail_flag_edge"] = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     long = (sources["elongation"].to_numpy() > LEAST_ELONGATION) & ~sources["isDipole"].to_numpy(bool)
+    long &= ~sources["pixelFlags_streakCenter"].to_numpy(bool)
     rows = np.flatnonzero(long)
     rows = rows[np.argsort(-sources["snr"].to_numpy()[rows], kind="stable")][:_MOST]
     x, y, length, angle = (sources[c].to_numpy(float) for c in ("x", "y", "elongation_px", "elongation_angle"))
@@ -138,8 +140,8 @@ def fit_trails(difference: Difference, science: Exposure, sources: pd.DataFrame)
         box = trail_box(x[i], y[i], length[i], angle[i], len(psf) // 2, exposure.shape)
         trail = fit_trail(exposure, psf, (x[i], y[i], length[i], angle[i]), box, fwhm)
         for name, value in _row(trail, science).items():
-            out.loc[i, name] = value
-    return out
+            out[name][i] = value
+    return pd.DataFrame(out)
 
 
 def _row(trail: Trail, science: Exposure) -> dict[str, float | bool]:

@@ -35,6 +35,8 @@ I4 = NDArray[np.int32]
 CONVOLVE = ("auto", "template", "science")
 #: A template is broader than the science image when its FWHM is so many times that one's.
 _BROADER = 1.1
+#: Parts of a kernel's weight that spread a bad pixel, as far as 6 px, and that miss light beyond the border.
+_CORE, _FARTHEST, _WHOLE = 0.9, 6, 0.98
 #: Noise that is less than this part of what the variances say is not measured: the images share theirs.
 _LEAST_NOISE = 0.2
 
@@ -224,24 +226,24 @@ def _finite(exposure: Exposure) -> Exposure:
 def _difference_mask(science: Exposure, template: Exposure, kernel: Kernel) -> I4:
     """Science mask, with the template's bad pixels as far as the kernel's core spreads them."""
     assert science.psf is not None
-    reach, halo = _core_radius(kernel.centre()), round(1.5 * science.psf.fwhm_px())
+    centre, halo = kernel.centre(), round(1.5 * science.psf.fwhm_px())
+    reach, border = min(_radius(centre, _CORE), _FARTHEST), _radius(centre, _WHOLE)
     mask = science.mask.copy()
     grow_planes(template.mask, HARD & ~SAT, reach, mask)
     grow_planes(template.mask, SAT, reach + halo, mask)
     grow_planes(science.mask, SAT, halo, mask)
-    for border in (np.s_[:reach], np.s_[-reach:], np.s_[:, :reach], np.s_[:, -reach:]):
-        mask[border] |= EDGE
+    for side in (np.s_[:border], np.s_[-border:], np.s_[:, :border], np.s_[:, -border:]):
+        mask[side] |= EDGE
     return mask
 
 
-def _core_radius(kernel: F8) -> int:
-    """Half-side of the square that holds 90 % of a kernel's absolute weight, 2 to 6 pixels."""
-    half = len(kernel) // 2
-    weight = np.abs(kernel)
-    for r in range(2, 6):
-        if weight[half - r : half + r + 1, half - r : half + r + 1].sum() > 0.9 * weight.sum():
+def _radius(kernel: F8, part: float) -> int:
+    """Half-side, at least 2, of the square that holds so much of a kernel's absolute weight."""
+    half, weight = len(kernel) // 2, np.abs(kernel)
+    for r in range(2, half):
+        if weight[half - r : half + r + 1, half - r : half + r + 1].sum() > part * weight.sum():
             return r
-    return 6
+    return half
 
 
 def _variances(science: Exposure, template: Exposure, kernel: Kernel, decorrelate: bool) -> tuple[F4, F4]:

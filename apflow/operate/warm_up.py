@@ -12,6 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+from astropy.io import fits
+from scipy.ndimage import gaussian_filter
+
 from apflow.config import Config
 from apflow.graphs import alert_production, raw_calibration
 from apflow.io.arrivals import Ingestor
@@ -24,6 +28,7 @@ from apflow.model import schema
 from apflow.model.calibration import CalibrationExposure, Intent, Masters
 from apflow.model.ids import image_name
 from apflow.model.ledger import State
+from apflow.operate.difference import METHODS, difference
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
 from apflow.pixels.masters import combine
@@ -53,6 +58,7 @@ def warm_up() -> float:
                     if outcome.state is not State.DONE:
                         raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
             _calibrations(root, scenario, config)
+    _any_two()
     _wire()
     return time.monotonic() - begin
 
@@ -82,6 +88,23 @@ def _calibrations(root: Path, scenario: Scenario, config: Config) -> None:
         if intent is not Intent.CBP:
             planes = render_calibs(scenario, 4)
             combine([raw] * 3, scenario.load_camera().detector(4), Masters(planes.bias, planes.dark), intent)
+
+
+def _any_two() -> None:
+    """Any two images, one of them turned, by both methods."""
+    rng = np.random.default_rng(0)
+    light = np.zeros((320, 320))
+    light[tuple(rng.integers(10, 310, (2, 80)))] = 1e5 * rng.random(80) + 5e3
+    images = (
+        rng.poisson(gaussian_filter(light, 1.6) + 300).astype(np.float32),
+        rng.poisson(gaussian_filter(light, 1.4)[::-1, ::-1] + 300).astype(np.float32),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("science.fits", "template.fits")]
+        for path, image in zip(paths, images, strict=True):
+            fits.writeto(path, image)
+        for method in METHODS:
+            difference(paths[0], paths[1], Path(folder) / method, method=method)
 
 
 def _wire() -> None:

@@ -66,7 +66,7 @@ def subtract_zogy(
         image's PSF and scale, P_n / (F_r P_r), and `matched` the template
         so convolved; where the template is broader that is held back from
         deconvolving, and scaled so that PSF fluxes with the science image's PSF are right.
-        ``exposure.summary`` has kernel_sum, n_stamps, flux_scatter, shift_x_px, shift_y_px,
+        ``exposure.summary`` has kernel_sum, n_stamps, flux_scatter, residual_shift_x_px, residual_shift_y_px,
         template_coverage, variance_scale, diff_mad_snr and matching_error.
 
     Raises
@@ -105,8 +105,8 @@ def subtract_zogy(
         "kernel_sum": 1 / scale,
         "n_stamps": float(match.stars),
         "flux_scatter": match.error,
-        "shift_x_px": dx,
-        "shift_y_px": dy,
+        "residual_shift_x_px": dx,
+        "residual_shift_y_px": dy,
         "template_coverage": coverage,
     }
     exposure = Exposure(image, variance, mask, science.unit, science.wcs, psf, science.info, summary)

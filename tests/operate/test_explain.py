@@ -37,7 +37,7 @@ def test_a_source_is_traced_to_its_images_calibs_templates_and_software(replayed
     assert told["ledger"]["state"] == "done"
     assert [raw["exposure"] for raw in made["raws"]] == [source["visit"]]
     kinds = {ref["dataset_type"] for ref in made["inputs"]}
-    assert kinds == {"bias", "dark", "flat", "defects", "template_coadd", "reference_catalog"}
+    assert kinds == {"bias", "dark", "flat", "defects", "template_coadd", "reference_catalog", "preloaded_SsObjects"}
     with Repository(replayed / "butler") as repository:
         for ref in [*made["inputs"], *made["raws"]]:
             stored = repository.butler.find_dataset(

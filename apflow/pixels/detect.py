@@ -16,6 +16,7 @@ from apflow.model.exposure import Mask
 from apflow.model.products import Difference
 from apflow.model.psf import Psf
 from apflow.pixels.convolve import convolve
+from apflow.pixels.deblend import MOST, groups
 from apflow.pixels.forced import psf_flux, psf_stack
 from apflow.pixels.planes import EDGE, bad_bits, unusable
 from apflow.pixels.stamps import find_peaks
@@ -91,15 +92,23 @@ def detect(difference: Difference, threshold: float) -> pd.DataFrame:
 
 
 def mark(difference: Difference, peaks: pd.DataFrame) -> Difference:
-    """The difference with DETECTED and DETECTED_NEGATIVE set in the ellipse of each footprint's box."""
+    """The difference with its detections in the mask.
+
+    DETECTED and DETECTED_NEGATIVE are set in the ellipse of each footprint's
+    box; NOT_DEBLENDED, too, where more sources touch than are fitted together.
+    """
+    assert difference.exposure.psf is not None
     mask = difference.exposure.mask.copy()
+    number = groups(peaks["x"].to_numpy(float), peaks["y"].to_numpy(float), difference.exposure.psf.fwhm_px())
+    crowded = np.bincount(number, minlength=1)[number] > MOST
     boxes = peaks[["x0", "y0", "x1", "y1"]].to_numpy(np.int64)
-    for (x0, y0, x1, y1), negative in zip(boxes, peaks["isNegative"].to_numpy(bool), strict=True):
+    for (x0, y0, x1, y1), negative, many in zip(boxes, peaks["isNegative"].to_numpy(bool), crowded, strict=True):
         box = np.s_[y0 : y1 + 1, x0 : x1 + 1]
         v, u = np.mgrid[box]
         across = (2 * u - x0 - x1) / (x1 - x0 + 1)
         along = (2 * v - y0 - y1) / (y1 - y0 + 1)
-        mask[box][across**2 + along**2 <= 1.0] |= Mask.DETECTED_NEGATIVE if negative else Mask.DETECTED
+        planes = (Mask.DETECTED_NEGATIVE if negative else Mask.DETECTED) | (Mask.NOT_DEBLENDED if many else 0)
+        mask[box][across**2 + along**2 <= 1.0] |= int(planes)
     return dataclasses.replace(difference, exposure=dataclasses.replace(difference.exposure, mask=mask))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from apflow.model.exposure import Mask
 from apflow.pixels.deblend import MOST, box_about, fit_points, groups
-from apflow.pixels.detect import detect
+from apflow.pixels.detect import detect, mark
 from apflow.pixels.forced import psf_stack
 from apflow.pixels.measure import measure
 from tests.pixels.differences import FWHM, SIGMA, difference, points, pulls_are_noise
@@ -73,6 +73,10 @@ def test_a_crowd_too_large_is_measured_one_by_one_and_marked():
     assert len(peaks) > MOST
     m = measure(d, science, peaks)
     assert len(m) == len(peaks) and m["parentDiaSourceId"].isna().all()
+    marked = mark(d, peaks).exposure.mask
+    assert ((marked[peaks["y"], peaks["x"]] & Mask.NOT_DEBLENDED) != 0).all()
+    pair, _ = difference(points(96, [40.0, 47.0], [40.0, 40.0], [60.0] * 2))
+    assert not (mark(pair, detect(pair, 5.0)).exposure.mask & Mask.NOT_DEBLENDED).any()
 
 
 def test_masked_pixels_are_left_out_of_the_fit():

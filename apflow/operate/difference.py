@@ -29,6 +29,7 @@ from apflow.operate.sheet import write_sheet
 from apflow.pixels.cutouts import cut, cutout_size
 from apflow.pixels.detect import detect, mark
 from apflow.pixels.measure import measure
+from apflow.pixels.streaks import mark_streaks
 from apflow.pixels.subtract import subtract
 from apflow.pixels.zogy import subtract_zogy
 
@@ -99,7 +100,7 @@ def difference(
     )
     result = METHODS[method](prepared, matched, min_coverage=_MIN_COVERAGE)
     peaks = detect(result, _THRESHOLD)
-    result = mark(result, peaks)
+    result = mark_streaks(mark(result, peaks))
     sources = measure(result, prepared, peaks)
     sources.insert(0, "diaSourceId", np.arange(1, len(sources) + 1))
     out = Path(out)

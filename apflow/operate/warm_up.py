@@ -31,6 +31,7 @@ from apflow.model.ledger import State
 from apflow.operate.difference import METHODS, difference
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
+from apflow.operate.warm_up_sources import rare_sources
 from apflow.pixels.masters import combine
 from apflow.run import EagerRunner
 from apflow.simulate.calibration import render_calibration
@@ -59,6 +60,7 @@ def warm_up() -> float:
                         raise SystemExit(f"apflow: warming up failed at {outcome.step}: {outcome.cause}")
             _calibrations(root, scenario, config)
     _any_two()
+    rare_sources()
     _wire()
     return time.monotonic() - begin
 

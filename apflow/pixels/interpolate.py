@@ -12,6 +12,8 @@ I8 = NDArray[np.int64]
 
 #: How far a good pixel is looked for in each direction, px.
 _REACH = 64
+#: Pixels that are looked at together.
+_PIECE = 1024
 
 
 def typical(image: F4, mask: I4, planes: int) -> float:
@@ -45,17 +47,23 @@ def interpolate(image: F4, mask: I4, planes: int) -> F4:
 def masked_pixels(mask: I4, planes: int) -> I8:
     """Flat indices of the pixels with any of the planes set."""
     flat = mask.ravel()
-    n = 0
-    for i in range(flat.size):
-        if flat[i] & planes:
-            n += 1
-    out = np.empty(n, np.int64)
-    n = 0
-    for i in range(flat.size):
-        if flat[i] & planes:
-            out[n] = i
-            n += 1
-    return out
+    out, n = np.empty(_PIECE, np.int64), 0
+    for begin in range(0, flat.size, _PIECE):
+        piece = flat[begin : begin + _PIECE]
+        # Most pieces have none, which is seen without a branch a pixel.
+        bits = np.int32(0)
+        for i in range(piece.size):
+            bits |= piece[i]
+        if bits & planes:
+            if n + piece.size > out.size:
+                more = np.empty(2 * out.size + piece.size, np.int64)
+                more[:n] = out[:n]
+                out = more
+            for i in range(piece.size):
+                if piece[i] & planes:
+                    out[n] = begin + i
+                    n += 1
+    return out[:n].copy()
 
 
 @njit(cache=True, nogil=True)

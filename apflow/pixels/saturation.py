@@ -11,6 +11,7 @@ from apflow.pixels.interpolate import grow, masked_pixels
 
 F4 = NDArray[np.float32]
 I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
 
 #: A trail goes on along its column while it is above this part of saturation: wells differ by some tenths.
 _TRAIL = 0.5
@@ -39,17 +40,22 @@ def spread_saturation(image: F4, mask: I4, level: float) -> None:
     """
     seeds = masked_pixels(mask, _SAT)
     if seeds.size:
-        _follow(image, mask, seeds, np.float32(_TRAIL * level))
-        grow(mask, _SAT, masked_pixels(mask, _SAT), _GROW)
+        trails = _follow(image, mask, seeds, np.float32(_TRAIL * level))
+        for where in (seeds, trails):
+            grow(mask, _SAT, where, _GROW)
 
 
 @njit(cache=True, nogil=True)
-def _follow(image: F4, mask: I4, seeds: NDArray[np.int64], least: np.float32) -> None:
+def _follow(image: F4, mask: I4, seeds: I8, least: np.float32) -> I8:
+    """Set SAT along the columns of saturated pixels, in place; gives the flat indices of those that were not set."""
     ny, nx = image.shape
+    found = [np.int64(0) for _ in range(0)]
     for seed in seeds:
         x = seed % nx
         for step in (-1, 1):
             y = seed // nx + step
             while 0 <= y < ny and not mask[y, x] & _SAT and image[y, x] > least:
                 mask[y, x] |= _SAT
+                found.append(y * nx + x)
                 y += step
+    return np.array(found, np.int64)

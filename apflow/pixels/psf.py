@@ -81,7 +81,7 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
     mean = np.median(stamps / flux[:, None, None], 0)
     psf = Psf((mean / mean.sum())[None], exposure.shape)
     good, wing = np.ones(len(x), np.bool_), moffat_wing(fwhm)
-    for _ in range(3):
+    for turn in range(3):
         rows = fit_rows(exposure.image, exposure.variance, psf.terms, psf.shape, psf.order, x, y, fit_radius(fwhm))
         good = _trusted(rows, x, y)
         x, y = np.where(good, rows[:, 0], x), np.where(good, rows[:, 1], y)
@@ -89,8 +89,9 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         profiles = registered_stamps(exposure.image, x[good], y[good], half) / flux[good, None, None]
         noise = np.sqrt(np.median(exposure.variance[:: max(1, ny // 64), :: max(1, nx // 64)])) / flux[good]
         clean = ~(_masked(exposure.mask, x[good], y[good], half) | _neighbours(profiles, psf.terms[0], noise))
-        brightest = np.flatnonzero(good)[np.argsort(-flux[good], kind="stable")[:_WING_STARS]]
-        wing = stars_wing(exposure, x[brightest], y[brightest], flux[brightest], wing, fwhm)
+        if turn:
+            brightest = np.flatnonzero(good)[np.argsort(-flux[good], kind="stable")[:_WING_STARS]]
+            wing = stars_wing(exposure, x[brightest], y[brightest], flux[brightest], wing, fwhm)
         level = _levels(profiles, clean, wing, fwhm)
         design = polynomial_terms(x[good], y[good], exposure.shape, order)
         terms = _average(profiles - level[:, None, None], clean, noise, design, psf.terms[0])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numba import njit
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from apflow.errors import DataError
@@ -97,35 +100,115 @@ def warp_into(
     least_depth : `float`
         Pixels nearer to the source's border are left as they are.
     """
-    planes = source.image, source.variance
-    bad = source.mask
-    if not all(np.isfinite(plane.sum(dtype=np.float64)) for plane in planes):
+    least = max(least_depth, _LOBES)
+    (ny, nx), part = source.shape, _needed(source.shape, x, y, least)
+    if part is None:
+        return
+    planes = _rows(source.image[part]), _rows(source.variance[part])
+    finite, bad = _spread(planes[0].view(np.int32), planes[1].view(np.int32), source.mask[part], HARD)
+    if not finite:
         ok = np.isfinite(planes[0]) & np.isfinite(planes[1])
         planes = np.where(ok, planes[0], np.float32(0)), np.where(ok, planes[1], np.float32(0))
-        bad = np.where(ok, bad, bad | NO_DATA).astype(np.int32)
-    _warp(planes[0], planes[1], _spread(bad, HARD), x, y, TABLE, max(least_depth, _LOBES), image, variance, mask, depth)
+    start = part[1].start, part[0].start
+    _warp(*planes, bad, nx, ny, *start, x, y, TABLE, least, image, variance, mask, depth)
+
+
+def _rows(plane: F4) -> F4:
+    """The plane with the pixels of a row next to each other, as the kernel reads them."""
+    return plane if plane.strides[1] == plane.itemsize else np.ascontiguousarray(plane)
+
+
+def _needed(shape: tuple[int, int], x: F8, y: F8, least: float) -> tuple[slice, slice] | None:
+    """Part (rows, columns) of a source that a grid of positions reads; None where it reads nothing."""
+    slices = []
+    for n, at in zip(shape, (y, x), strict=True):
+        known = at[np.isfinite(at)]
+        if known.size == 0:
+            return None
+        # One pixel more than the kernel has, for the masks that grow by one; positions lie between the nodes.
+        low, high = max(least, float(known.min()) - 1.0), min(n - least, float(known.max()) + 1.0)
+        if low >= high:
+            return None
+        slices.append(slice(max(int(low) - _LOBES - 1, 0), min(int(high) + _LOBES + 2, n)))
+    return slices[0], slices[1]
 
 
 @njit(cache=True, nogil=True)
-def _spread(mask, planes):  # type: ignore[no-untyped-def]
-    """Grow the given planes by one pixel: with the 2 x 2 pixels read, the main lobe and the first side lobe."""
-    out = mask.copy()
+def _spread(image_bits, variance_bits, mask, planes):  # type: ignore[no-untyped-def]
+    """Whether all pixels are finite; the mask with the others as NO_DATA and the given planes grown by one pixel.
+
+    With the 2 x 2 pixels read, that is the main lobe and the first side lobe.
+    The planes come as bits: comparing exponents takes all pixels of a vector at once.
+    """
     ny, nx = mask.shape
+    infinite = np.int32(0x7F800000)
+    base = np.empty((ny, nx), np.int32)
+    hard = np.zeros(ny, np.int32)
+    any_lost = np.int32(0)
     for y in range(ny):
+        seen = np.int32(0)
         for x in range(nx):
-            bits = mask[y, x] & planes
+            lost = np.int32((image_bits[y, x] & infinite) == infinite) | np.int32(
+                (variance_bits[y, x] & infinite) == infinite
+            )
+            any_lost |= lost
+            bits = mask[y, x] | (lost * np.int32(NO_DATA))
+            base[y, x] = bits
+            seen |= bits
+        hard[y] = seen & planes
+    out = base.copy()
+    for y in range(ny):
+        if not hard[y]:
+            continue
+        for x in range(nx):
+            bits = base[y, x] & planes
             if bits:
                 for j in range(max(y - 1, 0), min(y + 2, ny)):
                     for i in range(max(x - 1, 0), min(x + 2, nx)):
                         out[j, i] |= bits
-    return out
+    return any_lost == 0, out
+
+
+@intrinsic
+def _dot8(typingctx, image, stride, weights_y, weights_x):  # type: ignore[no-untyped-def]
+    """Sum over 8 x 8 float32 pixels at address ``image``, rows ``stride`` bytes apart, times their weights.
+
+    Eight lanes at once, which LLVM does not find by itself.
+    """
+    signature = types.float32(types.uintp, types.intp, types.uintp, types.uintp)
+
+    def generate(context, builder, _, arguments):  # type: ignore[no-untyped-def]
+        number, eight, index = ir.FloatType(), ir.VectorType(ir.FloatType(), 8), ir.IntType(32)
+        start, step, at_y, at_x = arguments
+        column, total = builder.inttoptr(at_y, number.as_pointer()), None
+        for row in range(8):
+            address = builder.add(start, builder.mul(step, ir.Constant(step.type, row)))
+            pixels = builder.load(builder.inttoptr(address, eight.as_pointer()), align=4)
+            weight = builder.load(builder.gep(column, [ir.Constant(index, row)]), align=4)
+            lanes = builder.insert_element(ir.Constant(eight, ir.Undefined), weight, ir.Constant(index, 0))
+            lanes = builder.shuffle_vector(
+                lanes, ir.Constant(eight, ir.Undefined), ir.Constant(ir.VectorType(index, 8), [0] * 8)
+            )
+            product = builder.fmul(pixels, lanes, flags=("fast",))
+            total = product if total is None else builder.fadd(total, product, flags=("fast",))
+        across = builder.load(builder.inttoptr(at_x, eight.as_pointer()), align=4)
+        total = builder.fmul(total, across, flags=("fast",))
+        reduce_type = ir.FunctionType(number, [number, eight])
+        name = "llvm.vector.reduce.fadd.v8f32"
+        reduce = cgutils.get_or_insert_function(builder.module, reduce_type, name)  # type: ignore[no-untyped-call]
+        return builder.call(reduce, [ir.Constant(number, 0.0), total], fastmath=("fast",))
+
+    return signature, generate
 
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
-def _warp(src, svar, smask, gx, gy, table, least, out, ovar, omask, depth):  # type: ignore[no-untyped-def]
+def _warp(src, svar, smask, sx, sy, c0, r0, gx, gy, table, least, out, ovar, omask, depth):  # type: ignore[no-untyped-def]
+    """Warp a part of a source of sx x sy pixels whose first pixel is (c0, r0)."""
     ny, nx = out.shape
-    sy, sx = src.shape
     inv = np.float32(1.0 / STEP)
+    scale = np.float32(_TABLE_SIZE)
+    pixels, weights = src.ctypes.data, table.ctypes.data
+    step_y, step_x, row_bytes = src.strides[0], src.strides[1], table.strides[0]
     for y in range(ny):
         row = y // STEP
         fy = (y - row * STEP) * inv
@@ -146,28 +229,21 @@ def _warp(src, svar, smask, gx, gy, table, least, out, ovar, omask, depth):  # t
                 near = np.float32(min(min(px, py), min(sx - 1 - px, sy - 1 - py)))
                 if near < least or near <= depth[y, x]:
                     continue
-                ix, iy = int(px), int(py)
+                jx, jy = int(px), int(py)
+                ix, iy = jx - c0, jy - r0
                 m = smask[iy, ix] | smask[iy, ix + 1] | smask[iy + 1, ix] | smask[iy + 1, ix + 1]
                 if m & NO_DATA:
                     continue
-                fx, fyy = np.float32(px - ix), np.float32(py - iy)
-                wx = table[int(fx * _TABLE_SIZE + np.float32(0.5))]
-                wy = table[int(fyy * _TABLE_SIZE + np.float32(0.5))]
-                c, r = ix - 3, iy - 3
-                a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = np.float32(0)
-                for j in range(8):
-                    w, line = wy[j], src[r + j, c : c + 8]
-                    a0 += w * line[0]
-                    a1 += w * line[1]
-                    a2 += w * line[2]
-                    a3 += w * line[3]
-                    a4 += w * line[4]
-                    a5 += w * line[5]
-                    a6 += w * line[6]
-                    a7 += w * line[7]
-                low = wx[0] * a0 + wx[1] * a1 + wx[2] * a2 + wx[3] * a3
-                high = wx[4] * a4 + wx[5] * a5 + wx[6] * a6 + wx[7] * a7
-                out[y, x] = (low + high) * area
+                fx, fyy = np.float32(px - jx), np.float32(py - jy)
+                wx, wy = int(fx * scale + np.float32(0.5)), int(fyy * scale + np.float32(0.5))
+                corner = pixels + (iy - _LOBES + 1) * step_y + (ix - _LOBES + 1) * step_x
+                value: np.float32 = _dot8(  # type: ignore[call-arg]
+                    np.uintp(corner),
+                    np.intp(step_y),
+                    np.uintp(weights + wy * row_bytes),
+                    np.uintp(weights + wx * row_bytes),
+                )
+                out[y, x] = value * area
                 v0 = svar[iy, ix] + fx * (svar[iy, ix + 1] - svar[iy, ix])
                 v1 = svar[iy + 1, ix] + fx * (svar[iy + 1, ix + 1] - svar[iy + 1, ix])
                 ovar[y, x] = (v0 + fyy * (v1 - v0)) * area * area

@@ -26,8 +26,8 @@ def snr_map(d: Difference) -> NDArray[np.float64]:
     return np.asarray(d.filtered / np.sqrt(d.exposure.variance * power), np.float64)
 
 
-def usable(d: Difference) -> np.ndarray:
-    return ~unusable(d.exposure.mask) & ((d.exposure.mask & EDGE) == 0)
+def usable(d: Difference) -> NDArray[np.bool_]:
+    return np.asarray(~unusable(d.exposure.mask) & ((d.exposure.mask & EDGE) == 0))
 
 
 def turned(exposure: Exposure) -> Exposure:

@@ -256,9 +256,8 @@ def _with_ids(table: pd.DataFrame, where: str) -> pd.DataFrame:
     wrong = whole.isna() | (whole % 1 != 0) | (whole <= 0)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise DataError(
-            f"{where}: ssObjectId is {table['ssObjectId'].tolist()[row]!r} in row {row}; accepted: a whole number above 0"
-        )
+        value = table["ssObjectId"].tolist()[row]
+        raise DataError(f"{where}: ssObjectId is {value!r} in row {row}; accepted: a whole number above 0")
     return table.assign(ssObjectId=table["ssObjectId"].astype("int64"))
 
 

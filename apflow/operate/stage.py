@@ -144,6 +144,7 @@ class Stage:
             player.play(announce, lead_s=min(_NOTICE_S, player.scenario.cadence_s))
             self.outcomes += [outcome for handle in handles for outcome in handle.result()]
             self.meter += meter.stop(client)
+            client.run(give_back_memory)
 
     def _open(self, n_visits: int) -> tuple[Client, DaskRunner]:
         if self._cluster is None:

@@ -102,7 +102,7 @@ class Footprint:
 
 
 def give_back_memory() -> None:
-    """Return to the system what this process has freed: allocators keep it for the next image, which others need now."""
+    """Return to the system what this process has freed, and its allocator keeps for the next image."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)

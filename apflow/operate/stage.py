@@ -22,7 +22,7 @@ from apflow.operate.deliver import Delivery
 from apflow.operate.detector import outcomes_of
 from apflow.operate.ephemerides import ingest_simulated
 from apflow.operate.local_run import runner_of, workers_here
-from apflow.operate.meter import Meter
+from apflow.operate.meter import Meter, give_back_memory
 from apflow.operate.prepare import Record, prepare, simulation_pool
 from apflow.operate.progress import ReplayProgress
 from apflow.operate.recover import recover

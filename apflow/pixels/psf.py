@@ -91,7 +91,7 @@ def fit_psf(exposure: Exposure, stars: pd.DataFrame, order: int = 1, size: int |
         clean = ~(_masked(exposure.mask, x[good], y[good], half) | _neighbours(profiles, psf.terms[0], noise))
         if turn:
             brightest = np.flatnonzero(good)[np.argsort(-flux[good], kind="stable")[:_WING_STARS]]
-            wing = stars_wing(exposure, x[brightest], y[brightest], flux[brightest], wing, fwhm)
+            wing = stars_wing(exposure, x[brightest], y[brightest], flux[brightest], fwhm)
         level = _levels(profiles, clean, wing, fwhm)
         design = polynomial_terms(x[good], y[good], exposure.shape, order)
         terms = _average(profiles - level[:, None, None], clean, noise, design, psf.terms[0])

@@ -57,24 +57,20 @@ class Rings:
         return np.asarray(k**2 + 1.0 / 12.0, float)
 
 
-def measure_rings(exposure: Exposure, x: F8, y: F8, flux: F8, noise: F8, wing: Wing, fwhm: float) -> Rings:
+def measure_rings(exposure: Exposure, x: F8, y: F8, noise: F8, fwhm: float) -> Rings:
     """Light about stars without that of their neighbours.
 
     Parameters
     ----------
     exposure : `Exposure`
         With the sky subtracted.
-    x, y, flux : `numpy.ndarray`, (n,)
+    x, y : `numpy.ndarray`, (n,)
         Stars.
     noise : `numpy.ndarray`, (n,)
         Error of a pixel of blank sky near them.
-    wing : callable
-        What is known of a star's profile of unit flux, as a function of the squared radius.
     """
-    n_rings = int(np.ceil(RINGS_FWHM * fwhm)) + 1
-    expected = wing(np.arange(n_rings, dtype=float) ** 2)
-    inner = int(np.ceil(_INNER_FWHM * fwhm))
-    return Rings(*_rings(exposure.image, exposure.mask, x, y, flux, noise, expected, inner))
+    n_rings, inner = int(np.ceil(RINGS_FWHM * fwhm)) + 1, int(np.ceil(_INNER_FWHM * fwhm))
+    return Rings(*_rings(exposure.image, exposure.mask, x, y, noise, inner, n_rings))
 
 
 def moffat_wing(fwhm: float, beta: float = 3.5) -> Wing:
@@ -105,10 +101,10 @@ def fit_wing(rings: Rings, flux: F8, noise: F8, fwhm: float) -> Wing:
     return wing
 
 
-def stars_wing(exposure: Exposure, x: F8, y: F8, flux: F8, known: Wing, fwhm: float) -> Wing:
-    """The wing of a PSF of unit flux, measured on stars; ``known`` is a first idea of it."""
+def stars_wing(exposure: Exposure, x: F8, y: F8, flux: F8, fwhm: float) -> Wing:
+    """The wing of a PSF of unit flux, measured on stars."""
     noise = local_noise(exposure, x, y)
-    return fit_wing(measure_rings(exposure, x, y, flux, noise, known, fwhm), flux, noise, fwhm)
+    return fit_wing(measure_rings(exposure, x, y, noise, fwhm), flux, noise, fwhm)
 
 
 def _fit_moffat(r2: F8, values: F8, error: F8, fwhm: float) -> Wing:
@@ -166,7 +162,7 @@ def fit_aperture_correction(exposure: Exposure, psf: Psf, x: F8, y: F8, flux: F8
     """
     x, y, flux = x[:_MOST], y[:_MOST], flux[:_MOST]
     noise = local_noise(exposure, x, y)
-    rings = measure_rings(exposure, x, y, flux, noise, moffat_wing(fwhm), fwhm)
+    rings = measure_rings(exposure, x, y, noise, fwhm)
     wing = fit_wing(rings, flux, noise, fwhm)
     radius = np.arange(rings.sums.shape[1])
     inside = radius <= TOTAL_FWHM * fwhm
@@ -174,7 +170,7 @@ def fit_aperture_correction(exposure: Exposure, psf: Psf, x: F8, y: F8, flux: F8
     own = flux[:, None] * wing(rings.r2[~inside]) * rings.counts[:, ~inside]
     level = (rings.sums[:, ~inside] - own).sum(1) / np.maximum(far, 1.0)
     pixels = rings.pixels[:, inside]
-    whole = (near > 0.4 * pixels).all(1) & (far > 0.3 * rings.pixels[:, ~inside].sum(1))
+    whole = (near >= 0.4 * pixels).all(1) & (far > 0.3 * rings.pixels[:, ~inside].sum(1))
     if whole.sum() < _FEWEST:
         return ApertureCorrection(1.0, _UNKNOWN)
     share = pixels / np.maximum(near, 1.0)
@@ -215,47 +211,54 @@ def local_noise(exposure: Exposure, x: F8, y: F8) -> F8:
 
 
 @njit(cache=True, nogil=True)
-def _rings(image: F4, mask: I4, x: F8, y: F8, flux: F8, noise: F8, expected: F8, inner: int) -> tuple[F8, F8, F8]:
+def _rings(image: F4, mask: I4, x: F8, y: F8, noise: F8, inner: int, n_rings: int) -> tuple[F8, F8, F8]:
     """Sums and numbers of clean pixels in the rings of stars, and of all their pixels."""
     ny, nx = image.shape
-    n_rings = len(expected)
     k = 2 * n_rings + 1
     sums, counts, pixels = np.zeros((len(x), n_rings)), np.zeros((len(x), n_rings)), np.zeros((len(x), n_rings))
-    other = np.empty((k, k), np.bool_)
+    other, ring, mean = np.empty((k, k), np.bool_), np.empty((k, k), np.int64), np.empty((k, k))
+    values, filled = np.empty((n_rings, 8 * n_rings + 8)), np.empty(n_rings, np.int64)
     for n in range(len(x)):
         x0, y0 = round(x[n]) - n_rings, round(y[n]) - n_rings
-        other[:] = False
-        limit = _NEIGHBOUR_SIGMA / 3.0 * noise[n]
+        other[:], filled[:], mean[:] = False, 0, np.nan
         for j in range(k):
-            yy = y0 + j
-            if yy < 1 or yy >= ny - 1:
-                continue
             for i in range(k):
-                xx = x0 + i
-                if xx < 1 or xx >= nx - 1:
-                    continue
-                ring = int(np.sqrt((xx - x[n]) ** 2 + (yy - y[n]) ** 2) + 0.5)
-                if ring < inner or ring >= n_rings:
+                xx, yy = x0 + i, y0 + j
+                at = int(np.sqrt((xx - x[n]) ** 2 + (yy - y[n]) ** 2) + 0.5)
+                ring[j, i] = at
+                if at < inner or at >= n_rings or xx < 1 or xx >= nx - 1 or yy < 1 or yy >= ny - 1:
                     continue
                 total = 0.0
                 for a in range(-1, 2):
                     total += image[yy + a, xx - 1] + image[yy + a, xx] + image[yy + a, xx + 1]
-                own = flux[n] * expected[ring]
-                if not abs(total / 9.0 - own) <= limit + _NEIGHBOUR_RATIO * own:
+                if np.isfinite(total):
+                    mean[j, i] = total / 9.0
+                    values[at, filled[at]] = mean[j, i]
+                    filled[at] += 1
+        for at in range(inner, n_rings):
+            # What most of a ring looks like is the star's own; the rest has another source in it.
+            values[at, 0] = np.median(values[at, : filled[at]]) if filled[at] else 0.0
+        limit = _NEIGHBOUR_SIGMA / 3.0 * noise[n]
+        for j in range(k):
+            for i in range(k):
+                at = ring[j, i]
+                if at < inner or at >= n_rings:
+                    continue
+                own = values[at, 0]
+                if abs(mean[j, i] - own) > limit + _NEIGHBOUR_RATIO * abs(own):
                     other[
                         max(0, j - _NEIGHBOUR_PX) : j + _NEIGHBOUR_PX + 1,
                         max(0, i - _NEIGHBOUR_PX) : i + _NEIGHBOUR_PX + 1,
                     ] = True
         for j in range(k):
             for i in range(k):
-                xx, yy = x0 + i, y0 + j
-                ring = int(np.sqrt((xx - x[n]) ** 2 + (yy - y[n]) ** 2) + 0.5)
-                if ring >= n_rings:
+                xx, yy, at = x0 + i, y0 + j, ring[j, i]
+                if at >= n_rings:
                     continue
-                pixels[n, ring] += 1.0
-                if xx < 0 or xx >= nx or yy < 0 or yy >= ny or (ring >= inner and other[j, i]):
+                pixels[n, at] += 1.0
+                if xx < 0 or xx >= nx or yy < 0 or yy >= ny or (at >= inner and other[j, i]):
                     continue
                 if not mask[yy, xx] & _UNUSABLE and np.isfinite(image[yy, xx]):
-                    sums[n, ring] += image[yy, xx]
-                    counts[n, ring] += 1.0
+                    sums[n, at] += image[yy, xx]
+                    counts[n, at] += 1.0
     return sums, counts, pixels

@@ -261,4 +261,8 @@ def _variances(science: Exposure, template: Exposure, kernel: Kernel, decorrelat
     spread = smooth(template.variance, sigma) if sigma > 0.3 else template.variance
     factor = centre.sum() ** 2 if decorrelate else (centre**2).sum()
     power = (fftconvolve(psf, centre[::-1, ::-1]) ** 2).sum() / (psf**2).sum()
-    return science.variance + np.float32(factor) * spread, np.float32(power) * spread
+    variance = np.multiply(spread, np.float32(factor))
+    variance += science.variance
+    # The smoothed plane is nobody else's, and becomes the other variance.
+    own = spread if spread is not template.variance else np.empty_like(spread)
+    return variance, np.multiply(spread, np.float32(power), out=own)

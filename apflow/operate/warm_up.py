@@ -8,6 +8,7 @@ so that the first image of the first night does not pay for it.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
-from apflow.config import Config
+from apflow.config import Config, Injection
 from apflow.graphs import alert_production, raw_calibration
 from apflow.io.arrivals import Ingestor
 from apflow.io.butler import Repository
@@ -51,7 +52,7 @@ def warm_up() -> float:
             prepare(root, scenario, pool, lambda what, done, total: None)
             player = Player(scenario, root / "raws", root / "landing", processes=1, spread_s=0.0)
             player.render()
-            config = repository_config(str(root))
+            config = dataclasses.replace(repository_config(str(root)), injection=Injection(per_ccd=2))
             with open_ppdb(config.ppdb_url, create=True), Ingestor(config.butler, player.landing):
                 for visit in visits(scenario):
                     player.land(visit, 4)

@@ -123,7 +123,7 @@ def simulated(kinds: Sequence[str], seeds: Sequence[int], size: int, peers: bool
 
 def _simulated_figures(kind: str, ours: Tally, others: dict[str, Tally], cpu: Sequence[float]) -> None:
     best = min(others, key=lambda s: others[s].false()) if others else ""
-    peer: dict[str, Any] = {"peer": PEER, "setting": best} if others else {"peer": f"{PEER}: missing"}
+    peer: dict[str, Any] = {"peer": PEER, "setting": best} if others else {"peer": f"{PEER}: missing or left out"}
     false = {**peer, "peer_value": others[best].false()} if others else peer
     near = {**peer, "peer_value": others[best].near_star()} if others else peer
     say(f"{kind}_false_detections", ours.false(), "peaks", **false)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from apflow.model.wcs import Wcs
 from apflow.simulate.optics import psf_image
-from apflow.simulate.scene import PsfField, draw_galaxies
+from apflow.simulate.scene import PsfField, draw_galaxies, draw_points
 
 F8 = NDArray[np.float64]
 
@@ -117,6 +117,7 @@ def with_changes(
         galaxies[name] = np.concatenate([place[hosted] + off, galaxies[name].to_numpy()[len(hosted) :]])
     light = np.zeros((size, size), np.float32)
     draw_galaxies(light, fields[0], wcs, on_sky(galaxies, wcs), 1.0, 0.01)
+    draw_points(light, fields[0], stars["x"].to_numpy(), stars["y"].to_numpy(), stars["flux"].to_numpy(), 0.01)
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
     flux = np.array([_flux_of(*row, fields) for row in zip(x, y, asked, light[iy, ix], strict=True)])
     kind = np.full(len(x), "transient", object)

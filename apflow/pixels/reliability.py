@@ -20,7 +20,8 @@ def reliability(difference: Difference, science: Exposure, sources: pd.DataFrame
     """Probability of each DiaSource to be real: a point source that came, went, changed or moved.
 
     Each source is judged by its own pixels alone: the score does not depend
-    on the other rows.
+    on the other rows. The model that comes with apflow knows trails up to
+    1.5 FWHM as real; longer ones look to it like pieces of a satellite's streak.
 
     Parameters
     ----------

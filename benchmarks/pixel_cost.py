@@ -99,7 +99,11 @@ def _figures(runs: list[dict[str, Any]], theirs: list[float], pixels: int) -> No
     bound = sum(BYTES.values()) * pixels / bandwidth
     say("ccd_memory_bound", bound, "s", bandwidth_gb_s=round(bandwidth / 1e9, 1))
     cold = statistics.median(sum(a.values()) - sum(b.values()) for a, b in zip(first, warm, strict=True))
-    say("cold_worker_first_ccd_extra", cold, "core-s", limit=f"<= {COMPILE_S}")
+    extra = {
+        step: round(statistics.median(a[step] - b[step] for a, b in zip(first, warm, strict=True)), 2)
+        for step in warm[0]
+    }
+    say("cold_worker_first_ccd_extra", cold, "core-s", limit=f"<= {COMPILE_S}", by_step=extra)
     say("ccd_peak_memory", max(r["peak_gib"] for r in runs), "GiB", limit=f"<= {PEAK_GIB}")
     if not theirs:
         print(json.dumps({"name": "ccd_subtract_and_detect_core_s", "missing": PEER}), flush=True)

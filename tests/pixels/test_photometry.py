@@ -7,8 +7,6 @@ from apflow.pixels.photometry import (
     effective_time_ratio,
     fit_zero_point,
     in_our_band,
-    in_our_band,
-    in_our_band,
     nanojansky_per_electron,
     surface_brightness,
 )
@@ -66,60 +64,6 @@ def test_surface_brightness_of_a_counted_sky() -> None:
     """SMTN-002's r sky, 21.2 mag/arcsec^2 at a zero point of 28.36, is 731.1 e-/s/arcsec^2 or 29.25 a pixel of 0.2"."""
     assert surface_brightness(29.25, 28.36, 0.2) == pytest.approx(21.2, abs=5e-4)
     assert np.isnan(surface_brightness(-1.0, 28.36, 0.2))
-
-
-def test_colour_term_is_taken_out() -> None:
-    """Stars of the right mean colour or not: without the term the zero point is wrong and scatters."""
-    flux, error, mag = stars(n=200, variables=0.0)
-    colour = np.random.default_rng(4).uniform(0.2, 2.0, len(mag))
-    catalogue = mag - 0.1 * colour
-    without = fit_zero_point(flux, 30.0, catalogue, error)
-    within = fit_zero_point(flux, 30.0, in_our_band(catalogue, colour, 0.1), error)
-    assert without.zero_point_mag == pytest.approx(28.2 - 0.11, abs=0.02)
-    assert within.zero_point_mag == pytest.approx(28.2, abs=3 * within.error_mag)
-    assert within.scatter_mag < 0.5 * without.scatter_mag
-
-
-def test_stars_without_colour_do_without() -> None:
-    mag, colour = np.array([18.0, 19.0, 20.0]), np.array([1.0, np.nan, 2.0])
-    assert in_our_band(mag, colour, 0.1) == pytest.approx([18.1, 19.15, 20.2])
-    assert in_our_band(mag, None, 0.1) is mag
-    assert in_our_band(mag, np.full(3, np.nan), 0.1) is mag
-    assert in_our_band(mag, colour, 0.0) is mag
-
-
-def test_error_of_the_zero_point_is_its_scatter() -> None:
-    found = [fit_zero_point(flux, 30.0, mag, error) for flux, error, mag in (stars(seed=s) for s in range(40))]
-    pulls = [(z.zero_point_mag - 28.2) / z.error_mag for z in found]
-    # The floor of 5 mmag for the references' own errors, of which these have none, is in it.
-    assert 0.25 < np.std(pulls) < 1.5
-
-
-def test_colour_term_is_taken_out() -> None:
-    """Stars of the right mean colour or not: without the term the zero point is wrong and scatters."""
-    flux, error, mag = stars(n=200, variables=0.0)
-    colour = np.random.default_rng(4).uniform(0.2, 2.0, len(mag))
-    catalogue = mag - 0.1 * colour
-    without = fit_zero_point(flux, 30.0, catalogue, error)
-    within = fit_zero_point(flux, 30.0, in_our_band(catalogue, colour, 0.1), error)
-    assert without.zero_point_mag == pytest.approx(28.2 - 0.11, abs=0.02)
-    assert within.zero_point_mag == pytest.approx(28.2, abs=3 * within.error_mag)
-    assert within.scatter_mag < 0.5 * without.scatter_mag
-
-
-def test_stars_without_colour_do_without() -> None:
-    mag, colour = np.array([18.0, 19.0, 20.0]), np.array([1.0, np.nan, 2.0])
-    assert in_our_band(mag, colour, 0.1) == pytest.approx([18.1, 19.15, 20.2])
-    assert in_our_band(mag, None, 0.1) is mag
-    assert in_our_band(mag, np.full(3, np.nan), 0.1) is mag
-    assert in_our_band(mag, colour, 0.0) is mag
-
-
-def test_error_of_the_zero_point_is_its_scatter() -> None:
-    found = [fit_zero_point(flux, 30.0, mag, error) for flux, error, mag in (stars(seed=s) for s in range(40))]
-    pulls = [(z.zero_point_mag - 28.2) / z.error_mag for z in found]
-    # The floor of 5 mmag for the references' own errors, of which these have none, is in it.
-    assert 0.25 < np.std(pulls) < 1.5
 
 
 def test_colour_term_is_taken_out() -> None:

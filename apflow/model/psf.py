@@ -66,6 +66,15 @@ class Psf:
         image = np.tensordot(polynomial_terms(x, y, self.shape, self.order), self.terms, 1)
         return np.asarray(image / image.sum())
 
+    def cropped(self, x0: int, y0: int, shape: tuple[int, int]) -> Psf:
+        """The same PSF for the part (ny, nx) of the image whose pixel (0, 0) is pixel (x0, y0) here."""
+        x, y = (g.ravel() for g in np.meshgrid(np.linspace(0, shape[1] - 1, 5), np.linspace(0, shape[0] - 1, 5)))
+        here = polynomial_terms(x + x0, y + y0, self.shape, self.order)
+        there = polynomial_terms(x, y, shape, self.order)
+        # A polynomial of a shifted and scaled position is one of the same order.
+        turned = np.linalg.lstsq(there, here, rcond=None)[0]
+        return Psf(np.tensordot(turned, self.terms, 1), shape)
+
     def centre(self) -> NDArray[np.float64]:
         """PSF image at the middle of the image."""
         return self.at((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)

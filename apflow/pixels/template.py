@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from apflow.model.exposure import Exposure
 from apflow.model.psf import Psf, polynomial_terms
+from apflow.model.region import Region
 from apflow.model.skymap import Cell
 from apflow.model.wcs import Wcs
 from apflow.pixels.planes import NO_DATA
@@ -23,6 +25,45 @@ I4 = NDArray[np.int32]
 
 #: Positions a side at which the PSFs of the cells are brought to the science grid.
 _PSF_GRID = 4
+
+
+def crop(cell: Cell, exposure: Exposure, region: Region, margin_px: int) -> tuple[Cell, Exposure] | None:
+    """The part of a template cell that a region needs, so that the rest takes no memory.
+
+    Parameters
+    ----------
+    cell : `Cell`
+    exposure : `Exposure`
+        On the cell's grid.
+    region : `Region`
+        Of the detector.
+    margin_px : `int`
+        Pixels about the region that are kept, for pointing errors and the cell's border.
+
+    Returns
+    -------
+    (`Cell`, `Exposure`), optional
+        Copies; those given, where all of it is needed; None, where nothing is.
+    """
+    x, y = cell.wcs.sky_to_pixel(*region.vertices.T)
+    ny, nx = cell.shape
+    x0, y0 = max(int(np.floor(x.min())) - margin_px, 0), max(int(np.floor(y.min())) - margin_px, 0)
+    x1, y1 = min(int(np.ceil(x.max())) + margin_px + 1, nx), min(int(np.ceil(y.max())) + margin_px + 1, ny)
+    if x0 >= x1 or y0 >= y1:
+        return None
+    if (x0, y0, x1, y1) == (0, 0, nx, ny):
+        return cell, exposure
+    box, shape = np.s_[y0:y1, x0:x1], (y1 - y0, x1 - x0)
+    wcs = cell.wcs.shifted(x0, y0)
+    part = dataclasses.replace(
+        exposure,
+        image=exposure.image[box].copy(),
+        variance=exposure.variance[box].copy(),
+        mask=exposure.mask[box].copy(),
+        wcs=wcs,
+        psf=exposure.psf.cropped(x0, y0, shape) if exposure.psf is not None else None,
+    )
+    return dataclasses.replace(cell, shape=shape, wcs=wcs), part
 
 
 def assemble(cells: Sequence[tuple[Cell, Exposure]], wcs: Wcs, shape: tuple[int, int]) -> Exposure:

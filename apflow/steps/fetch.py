@@ -16,6 +16,11 @@ from apflow.model.products import Calibs, Plan, Snaps, Template
 from apflow.model.region import Region
 from apflow.model.skymap import SkyMap
 from apflow.model.visit import Visit
+from apflow.pixels.template import crop
+from apflow.steps.visits import detector_region
+
+#: The image may lie this far from where it was announced without losing template.
+_POINTING_ARCSEC = 60.0
 
 
 @node
@@ -49,13 +54,20 @@ def fetch_calibs(plan: Plan, detector: int, region: Region, config: Config) -> C
 
 @node
 def fetch_template(plan: Plan, detector: int, config: Config) -> Template:
-    """Template cells that overlap the detector."""
+    """Template cells that overlap the detector, cut to what it may need of them."""
     inputs = plan.inputs[detector]
     if not inputs.templates:
         raise NoTemplate(f"no template in band {plan.visit.band!r} overlaps detector {detector}")
     skymap = SkyMap.from_name(inputs.skymap)
     reader = InputReader(inputs, config.inputs, plan.visit.visit, detector)
-    cells = [(skymap.cell(tract, patch), reader.read(path, read_exposure)) for tract, patch, path in inputs.templates]
+    region = detector_region(plan.visit, detector, config)
+    margin_px = skymap.border_px + int(_POINTING_ARCSEC / skymap.pixel_scale_arcsec)
+    cells = []
+    for tract, patch, path in inputs.templates:
+        # One by one: whole cells are several times the detector.
+        part = crop(skymap.cell(tract, patch), reader.read(path, read_exposure), region, margin_px)
+        if part is not None:
+            cells.append(part)
     return Template(tuple(cells))
 
 

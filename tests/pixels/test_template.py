@@ -9,7 +9,7 @@ from apflow.model.exposure import Exposure, Mask
 from apflow.model.region import Region
 from apflow.model.skymap import Cell, SkyMap
 from apflow.model.wcs import Wcs
-from apflow.pixels.template import assemble
+from apflow.pixels.template import assemble, crop
 from tests.pixels.scenes import gaussian_psf, stars_image
 
 SKYMAP = SkyMap(cell_px=120, border_px=40)
@@ -54,6 +54,29 @@ def test_order_of_the_cells_does_not_matter() -> None:
     parts, _, _ = cells()
     one, other = assemble(parts, science_wcs(), SHAPE), assemble(parts[::-1], science_wcs(), SHAPE)
     np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_cells_cut_to_the_detector_give_the_same_template() -> None:
+    parts, _, _ = cells()
+    (ny, nx), wcs = SHAPE, science_wcs()
+    part_of_ccd = np.array([30, nx - 30, nx - 30, 30]), np.array([30, 30, ny - 30, ny - 30])
+    region = Region(np.stack(wcs.pixel_to_sky(*part_of_ccd), -1))
+    cut = [part for cell, exposure in parts if (part := crop(cell, exposure, region, 45)) is not None]
+    assert sum(e.image.size for _, e in cut) < 0.8 * sum(e.image.size for _, e in parts)
+    assert all(cell.shape == e.shape == e.psf.shape for cell, e in cut if e.psf is not None)
+    inside = np.s_[30 : ny - 30, 30 : nx - 30]
+    one, other = assemble(cut, wcs, SHAPE), assemble(parts, wcs, SHAPE)
+    np.testing.assert_allclose(one.image[inside], other.image[inside], atol=1e-3 * other.image.max())
+    np.testing.assert_allclose(one.variance[inside], other.variance[inside], rtol=1e-5)
+    np.testing.assert_array_equal(one.mask[inside], other.mask[inside])
+
+
+def test_a_cell_away_from_the_detector_is_left_out_and_one_inside_is_as_it_was() -> None:
+    parts, _, _ = cells()
+    cell, exposure = parts[0]
+    far = Region(np.stack(cell.wcs.pixel_to_sky(np.array([900, 999, 999, 900]), np.array([0, 0, 99, 99])), -1))
+    assert crop(cell, exposure, far, 10) is None
+    assert crop(cell, exposure, cell.region, 10) == (cell, exposure)
 
 
 def test_missing_cells_lower_the_coverage() -> None:

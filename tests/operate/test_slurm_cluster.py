@@ -20,7 +20,8 @@ from apflow.operate.services.slurm import SlurmCluster
 
 #: Starts a cluster with a job in it, tells its folder and the job's process, and waits to be killed.
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from apflow.operate.services.server import as_user
 from apflow.operate.services.slurm import SlurmCluster
 with SlurmCluster() as cluster:

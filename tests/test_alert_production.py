@@ -169,8 +169,8 @@ def test_ids_are_deterministic_and_alerts_say_what_the_ppdb_says(night: Night):
 
 
 def test_every_metric_of_a_done_detector_has_a_value(night: Night):
-    # Nobody injects, and there is no service to ask.
-    not_asked = [metric.name for metric in STAGES["injection"]] + ["is_ss_service_down"]
+    # Nobody injects or predicts anything.
+    not_asked = [*(metric.name for metric in STAGES["injection"]), "n_ss_predicted", "is_ss_service_down"]
     for outcome in night.of(0).values():
         assert tuple(outcome.metrics) == STAGE_METRICS
         assert [name for name, value in outcome.metrics.items() if not np.isfinite(value)] == not_asked

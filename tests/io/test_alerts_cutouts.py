@@ -87,9 +87,11 @@ def as_astropy_writes(planes, cards) -> bytes:
     for key, value in {"BUNIT": "nJy", **celestial, **cards}.items():
         primary.header[key] = value
     uncertainty, flags = fits.Header({"UTYPE": "VarianceUncertainty"}), fits.Header()
-    for plane in ("BAD", "SAT", "INTRP", "CR", "EDGE", "SUSPECT", "NO_DATA"):
+    flaws = ["BAD", "SAT", "INTRP", "CR", "EDGE", "SUSPECT", "NO_DATA", "CROSSTALK", "UNMASKEDNAN", "STREAK"]
+    for plane in [*flaws, "SAT_TEMPLATE"]:
         flags[f"MP_{plane}"[:8]] = int(Mask[plane]).bit_length() - 1
-    kept = mask & ~int(Mask.DETECTED | Mask.DETECTED_NEGATIVE)
+    assert len(flags) == 11
+    kept = mask & sum(1 << bit for bit in flags.values())
     extensions = [(variance, uncertainty, "UNCERT"), (kept, flags, "MASK"), (psf, None, "PSFIMAGE")]
     hdus = [primary, *(fits.ImageHDU(data, header, name=name) for data, header, name in extensions)]
     stream = io.BytesIO()

@@ -21,8 +21,22 @@ from apflow.model.exposure import Mask
 from apflow.model.wcs import Wcs, sip_terms
 
 _BLOCK = 2880
-#: Planes that do not speak against a pixel: left out, since CCDData takes any non-zero as masked.
-_NO_FLAW = int(Mask.DETECTED | Mask.DETECTED_NEGATIVE)
+#: Planes that speak against a pixel. A detection, a blend or a fake beside it does not, and CCDData takes any
+#: non-zero as masked. Their names differ in a FITS keyword's 8 characters, `MP_` included.
+_FLAWS = (
+    "BAD",
+    "SAT",
+    "INTRP",
+    "CR",
+    "EDGE",
+    "SUSPECT",
+    "NO_DATA",
+    "CROSSTALK",
+    "UNMASKEDNAN",
+    "STREAK",
+    "SAT_TEMPLATE",
+)
+_FLAW_BITS = sum(int(Mask[plane]) for plane in _FLAWS)
 _BITPIX = {"f4": -32, "i4": 32}
 #: What astropy says of the keywords that it writes by itself.
 _NOTES = {
@@ -47,11 +61,11 @@ def cutout_fits(cutout: Planes, unit: str = "nJy", cards: Mapping[str, float | i
     ----------
     cutout : `tuple`
         (image, variance, mask, psf, wcs) as `apflow.pixels.cutouts.cut` gives
-        them. Of the mask's planes all but the DETECTED ones are kept, so that
-        a non-zero pixel is a doubtful one. The PSF is left out where it is
-        None. The WCS is written as the plain TAN projection that touches it at
-        the stamp's centre (see `tangent`): distortion terms would need a
-        second block, which some readers do not expect.
+        them. Of the mask's planes only flaws are kept, so that a non-zero
+        pixel is a doubtful one. The PSF is left out where it is None. The WCS
+        is written as the plain TAN projection that touches it at the stamp's
+        centre (see `tangent`): distortion terms would need a second block,
+        which some readers do not expect.
     unit : `str`
         BUNIT.
     cards : `~collections.abc.Mapping`, optional
@@ -79,7 +93,7 @@ def cutout_fits(cutout: Planes, unit: str = "nJy", cards: Mapping[str, float | i
         _extension("UNCERT", "f4", nx, ny, "VarianceUncertainty"),
         _data(variance, ">f4"),
         _extension("MASK", "i4", nx, ny),
-        _data(mask & ~_NO_FLAW, ">i4"),
+        _data(mask & _FLAW_BITS, ">i4"),
     ]
     if psf is not None:
         parts += [_extension("PSFIMAGE", "f4", psf.shape[1], psf.shape[0]), _data(psf, ">f4")]
@@ -166,7 +180,7 @@ def _extension(name: str, kind: str, nx: int, ny: int, utype: str = "") -> bytes
     if utype:
         cards["UTYPE"] = utype
     if name == "MASK":
-        cards |= {f"MP_{p.name}"[:8]: int(p).bit_length() - 1 for p in Mask if p.name and not p & _NO_FLAW}
+        cards |= {f"MP_{plane}"[:8]: int(Mask[plane]).bit_length() - 1 for plane in _FLAWS}
     cards["EXTNAME"] = name
     return (b"".join(_card(key, value) for key, value in cards.items()) + b"END".ljust(80)).ljust(_BLOCK)
 

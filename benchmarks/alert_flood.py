@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.errors import ServiceError
 from apflow.io.alerts.schema import frame, registry_id
 from apflow.io.kafka.consume import AlertConsumer, Received

@@ -28,7 +28,8 @@ from alert_flood import EACH, Journal, Process, Tally, configuration, own, publi
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.io.kafka.consume import AlertConsumer
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.services import KafkaBroker, PostgresServer

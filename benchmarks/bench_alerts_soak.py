@@ -22,7 +22,8 @@ import psutil
 from alert_flood import EACH, Process, configuration, consume, run_visits
 from bench_alerts_kills import database_of
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.services import KafkaBroker
 

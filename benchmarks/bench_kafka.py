@@ -25,7 +25,7 @@ import psutil
 from bench_alerts import NOW, Alerts, alerts
 from confluent_kafka import Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.alerts.archive import Archive
 from apflow.io.alerts.cutouts import cutout_fits
 from apflow.io.alerts.packets import build_packets

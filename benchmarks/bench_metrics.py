@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import requests
 
-from apflow.config import Config, Sasquatch
+from apflow.config import Config
+from apflow.config_tables import Sasquatch
 from apflow.io.sasquatch import flush, send_later
 from apflow.io.sasquatch.records import record_of, schema
 from apflow.model.ap_metrics import STAGES

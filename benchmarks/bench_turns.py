@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from apflow.config import Timing
+from apflow.config_tables import Timing
 from apflow.io.ppdb import Ppdb, open_ppdb
 from apflow.model import schema
 from apflow.model.camera import load_camera

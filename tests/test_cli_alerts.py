@@ -21,7 +21,8 @@ from confluent_kafka import Producer
 from PIL import Image
 
 from apflow.cli import main
-from apflow.config import Kafka, to_toml
+from apflow.config import to_toml
+from apflow.config_tables import Kafka
 from apflow.io.alerts.archive import open_archive
 from apflow.io.alerts.publish import publish
 from apflow.io.kafka.sinks import open_sink

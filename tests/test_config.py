@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from apflow.config import Config, Detect, Kafka, Timing, config_from, load_config, to_toml
+from apflow.config import Config, config_from, load_config, to_toml
+from apflow.config_tables import Detect, Kafka, Timing
 from apflow.errors import BadRequest
 
 

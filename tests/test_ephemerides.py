@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apflow.config import SolarSystem, config_from
+from apflow.config import config_from
+from apflow.config_tables import SolarSystem
 from apflow.errors import BadRequest
 from apflow.graphs import alert_production
 from apflow.io.alerts.archive import read_night

@@ -14,7 +14,8 @@ from astropy.io import fits
 from lsst.daf.butler import Butler
 
 from apflow.catalogs.injected import found, is_injected
-from apflow.config import Config, Injection
+from apflow.config import Config
+from apflow.config_tables import Injection
 from apflow.graphs import alert_production
 from apflow.io.alerts.archive import read_night
 from apflow.io.arrivals import Ingestor

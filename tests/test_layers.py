@@ -10,17 +10,18 @@ COMMON = {"errors"}
 ALLOWED = {
     "errors": set(),
     "model": COMMON,
-    "config": COMMON,
+    "config": {"config_tables", *COMMON},
+    "config_tables": COMMON,
     "log": COMMON,
     "cameras": set(),
     "pixels": {"model", *COMMON},
     "catalogs": {"model", *COMMON},
-    "io": {"model", "cameras", "config", *COMMON},
+    "io": {"model", "cameras", "config", "config_tables", *COMMON},
     "graph": {"model", *COMMON},
     "graph_draw": {"graph", *COMMON},
-    "steps": {"pixels", "catalogs", "io", "model", "config", "graph", "log", *COMMON},
-    "graphs": {"steps", "model", "config", "graph", *COMMON},
-    "simulate": {"model", "io", "pixels", "config", "cameras", *COMMON},
+    "steps": {"pixels", "catalogs", "io", "model", "config", "config_tables", "graph", "log", *COMMON},
+    "graphs": {"steps", "model", "config", "config_tables", "graph", *COMMON},
+    "simulate": {"model", "io", "pixels", "config", "config_tables", "cameras", *COMMON},
 }
 DASK = {"dask", "distributed"}
 LONGEST = 350

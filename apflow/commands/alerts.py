@@ -18,7 +18,8 @@ from apflow.errors import BadRequest
 if TYPE_CHECKING:
     import pandas as pd
 
-    from apflow.config import Config, Kafka
+    from apflow.config import Config
+    from apflow.config_tables import Kafka
     from apflow.io.ppdb import Ppdb
     from apflow.operate.alert_list import Which
 

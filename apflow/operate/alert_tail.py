@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.kafka.consume import AlertConsumer, Decoder, Received
 from apflow.operate.alert_facts import utc
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import DataError
 from apflow.io.kafka.consume import AlertConsumer, Decoder, Received
 from apflow.io.kafka.forward import Forwarder

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from apflow.config import Config, Kafka, load_config
+from apflow.config import Config, load_config
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest
 from apflow.io.alerts.archive import archive_root
 

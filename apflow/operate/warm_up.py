@@ -17,7 +17,8 @@ import numpy as np
 from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
-from apflow.config import Config, Injection
+from apflow.config import Config
+from apflow.config_tables import Injection
 from apflow.graphs import alert_production, raw_calibration
 from apflow.io.arrivals import Ingestor
 from apflow.io.butler import Repository

@@ -6,7 +6,8 @@ import dataclasses
 
 import pandas as pd
 
-from apflow.config import Config, Subtract
+from apflow.config import Config
+from apflow.config_tables import Subtract
 from apflow.errors import BadRequest, BadSubtraction, DataError
 from apflow.graph import node
 from apflow.model import ids, schema

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.io.alerts.publish import ArchiveSink, publish, settle_abandoned
 from apflow.io.kafka.transactions import TransactionalSink
 from apflow.operate.services import KafkaBroker

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import ApflowError, DataError
 from apflow.io.arrivals import await_named_images
 from apflow.io.arrivals.bucket import BucketIngestor, created_objects

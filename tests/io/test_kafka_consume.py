@@ -11,7 +11,7 @@ import fastavro
 import pytest
 from confluent_kafka import Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import DataError, ServiceError
 from apflow.io.alerts.publish import publish
 from apflow.io.alerts.schema import frame

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import KafkaError
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.alerts.publish import publish
 from apflow.io.kafka.embedded import embedded

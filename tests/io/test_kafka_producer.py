@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import AfterWrite, ServiceError
 from apflow.io.alerts.publish import Batch, publish, settle_abandoned
 from apflow.io.kafka.producer import KafkaSink
@@ -174,7 +174,7 @@ def test_a_publisher_whose_claim_was_given_to_another_can_send_no_more(night, ka
 
 PUBLISHER = """
 import sys
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.alerts.archive import Archive
 from apflow.io.alerts.publish import publish, settle_abandoned
 from apflow.io.kafka.sinks import open_sink

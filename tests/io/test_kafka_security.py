@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import ServiceError
 from apflow.io.alerts.publish import publish
 from apflow.io.kafka.consume import AlertConsumer

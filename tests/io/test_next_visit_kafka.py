@@ -17,7 +17,8 @@ import fastavro
 import pytest
 from confluent_kafka import Producer
 
-from apflow.config import Config, Invocation, Kafka
+from apflow.config import Config
+from apflow.config_tables import Invocation, Kafka
 from apflow.errors import ServiceError
 from apflow.io.next_visit import KafkaDoor, Notice
 from apflow.io.next_visit.kafka import topics

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fastavro
 import pytest
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.alerts.schema import load_schema
 from apflow.io.kafka.registry import Registry, canonical, register

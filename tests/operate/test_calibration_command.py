@@ -19,7 +19,7 @@ from lsst.daf.butler import Butler
 from PIL import Image
 
 from apflow.cluster.local import local_cluster
-from apflow.config import Sasquatch
+from apflow.config_tables import Sasquatch
 from apflow.errors import BadRequest
 from apflow.graphs import raw_calibration
 from apflow.io.butler.paths import checks_chain, checks_path

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.io.kafka.sinks import open_sink
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import Stored

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from confluent_kafka import Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import ServiceError
 from apflow.io.alerts.packets import build_packets
 from apflow.io.alerts.schema import frame

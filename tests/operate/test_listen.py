@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from apflow.config import Config, Invocation, Kafka, load_config, to_toml
+from apflow.config import Config, load_config, to_toml
+from apflow.config_tables import Invocation, Kafka
 from apflow.errors import BadRequest
 from apflow.io.butler import create_repository
 from apflow.io.kafka.consume import AlertConsumer

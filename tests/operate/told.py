@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from apflow.config import Config, Invocation
+from apflow.config import Config
+from apflow.config_tables import Invocation
 from apflow.model.calibration import CalibrationExposure
 from apflow.model.camera import load_camera
 from apflow.model.next_visit import NextVisit, NextVisitCanceled, StartIntegration

@@ -21,7 +21,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from lsst.alert.packet import Schema, get_schema_path
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.alerts.schema import frame, load_schema
 from apflow.io.kafka.registry import canonical, register
 from apflow.model.products import Packet

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apflow.config import Config, Signature
+from apflow.config import Config
+from apflow.config_tables import Signature
 from apflow.errors import DataError
 from apflow.io.fits import write_raw
 from apflow.model.products import RawRef, Snaps

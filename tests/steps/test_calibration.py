@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lsst.daf.butler import Butler
 
-from apflow.config import Sasquatch
+from apflow.config_tables import Sasquatch
 from apflow.errors import BadRequest
 from apflow.graphs import raw_calibration
 from apflow.io.butler import Repository

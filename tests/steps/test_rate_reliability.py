@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apflow.config import Config, Reliability
+from apflow.config import Config
+from apflow.config_tables import Reliability
 from apflow.errors import DataError
 from apflow.io.reliability import read_model, write_model
 from apflow.model import schema

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from apflow.config import Config, Subtract
+from apflow.config import Config
+from apflow.config_tables import Subtract
 from apflow.errors import BadRequest, BadSubtraction
 from apflow.model.exposure import Exposure
 from apflow.steps.difference import subtract

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus, urlsplit
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import DataError, ServiceError
 from apflow.io.arrivals.background import Background
 from apflow.io.arrivals.intake import Intake, Refused, is_wanted

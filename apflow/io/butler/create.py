@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apflow.config import Config, Inputs, to_toml
+from apflow.config import Config, to_toml
+from apflow.config_tables import Inputs
 from apflow.errors import BadRequest
 from apflow.io.atomic import atomic
 from apflow.io.butler import paths

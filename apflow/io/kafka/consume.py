@@ -14,7 +14,7 @@ from typing import Any, Self
 import fastavro
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import DataError
 from apflow.io.alerts.schema import available_versions, load_schema, registry_id
 from apflow.io.kafka.registry import Registry

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 
 EMBEDDED = "embedded"
 

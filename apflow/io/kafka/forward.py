@@ -7,7 +7,7 @@ from typing import Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.kafka.consume import Received
 from apflow.io.kafka.producer import producer_settings
 from apflow.io.kafka.settings import is_lasting, make, service_error

@@ -14,7 +14,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import ApflowError, ServiceError
 from apflow.io.alerts.publish import Batch, Sent, Sink, holder
 from apflow.io.alerts.schema import frame, registry_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import fastavro
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.alerts.schema import load_schema
 from apflow.io.kafka.settings import password

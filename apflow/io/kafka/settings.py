@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.kafka.embedded import EMBEDDED, embedded_bootstrap
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
-from apflow.config import Kafka
+from apflow.config_tables import Kafka
 from apflow.io.alerts.publish import ArchiveSink, Sink
 from apflow.io.kafka.producer import KafkaSink
 from apflow.io.kafka.transactions import TransactionalSink

@@ -17,7 +17,8 @@ from typing import Any
 import fastavro
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from apflow.config import Config, Kafka
+from apflow.config import Config
+from apflow.config_tables import Kafka
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.kafka.registry import Registry
 from apflow.io.kafka.settings import client_settings, is_lasting, make, service_error

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from apflow.config import Config, Sasquatch
+from apflow.config import Config
+from apflow.config_tables import Sasquatch
 from apflow.errors import ServiceError
 from apflow.io.sasquatch.records import check
 from apflow.io.sasquatch.rest import Proxy

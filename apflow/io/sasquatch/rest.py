@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from apflow.config import Sasquatch
+from apflow.config_tables import Sasquatch
 from apflow.errors import ServiceError
 from apflow.io.sasquatch.records import Record, schema
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apflow import config
+from apflow import config_tables
 from apflow.config import Config
 from apflow.graph import active
 from apflow.io import input_cache
@@ -48,9 +48,9 @@ from apflow.steps.prepare import prepare_detector, prepare_inputs
 from apflow.steps.visits import detector_region
 
 ROUNDS = 5
-PLENTY = config.Inputs(memory_mib=8192.0)
-FILES = config.Inputs(memory_mib=0.0)
-ONLY_MAIN = config.Inputs(memory_mib=0.0, fast_mib=0.0)
+PLENTY = config_tables.Inputs(memory_mib=8192.0)
+FILES = config_tables.Inputs(memory_mib=0.0)
+ONLY_MAIN = config_tables.Inputs(memory_mib=0.0, fast_mib=0.0)
 #: Errors of the announced pointing and rotation (LDM-151), arcsec.
 POINTING, ROTATION = 2.0, 32.0
 
@@ -85,7 +85,7 @@ def measure_stores(visit: Visit, detectors: tuple[int, ...], settings: Config, s
     """Preparation and fetches."""
     n = len(detectors)
 
-    def using(inputs: config.Inputs) -> Config:
+    def using(inputs: config_tables.Inputs) -> Config:
         return dataclasses.replace(settings, inputs=inputs)
 
     resolve = timed(lambda: prepare_inputs(visit, detectors, settings))

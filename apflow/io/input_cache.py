@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from apflow import config
+from apflow import config_tables
 from apflow.errors import ApflowError, ServiceError
 from apflow.io.fast_store import FastStore, Stamp, State
 from apflow.model.exposure import Exposure
@@ -129,12 +129,12 @@ class InputReader:
     Parameters
     ----------
     inputs : `Inputs`
-    settings : `apflow.config.Inputs`
+    settings : `apflow.config_tables.Inputs`
     visit, detector : `int`
         For `take_counts`.
     """
 
-    def __init__(self, inputs: Inputs, settings: config.Inputs, visit: int, detector: int) -> None:
+    def __init__(self, inputs: Inputs, settings: config_tables.Inputs, visit: int, detector: int) -> None:
         self._copies = inputs.copies
         self._counts = _process.counts.setdefault((visit, detector), Counter())
         while len(_process.counts) > _UNTAKEN:

@@ -62,7 +62,7 @@ def list_alerts(ppdb: Ppdb, config: Config, which: Which) -> pd.DataFrame:
         The columns of the outbox; of the DiaSource band, snr, psfFlux and
         psfFluxErr (nJy), midpointMjdTai and timeWithdrawnMjdTai; arrived_unix
         (end of readout); and state: ``sent``, ``late`` (sent, but more than
-        `~apflow.config.Kafka.late_after_s` after the end of readout),
+        `~apflow.config_tables.Kafka.late_after_s` after the end of readout),
         ``pending``, ``refused`` or ``withdrawn``.
 
     Raises

@@ -69,7 +69,7 @@ def run_filter(
     ----------
     function
         Takes a decoded alert and says whether it is wanted.
-    kafka : `~apflow.config.Kafka`
+    kafka : `~apflow.config_tables.Kafka`
         The broker of both topics.
     group : `str`
         Consumer group that keeps how far the filter is.

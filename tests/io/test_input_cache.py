@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lsst.daf.butler import Butler
 
-from apflow import config
+from apflow import config_tables
 from apflow.config import load_config
 from apflow.errors import ServiceError
 from apflow.io import fits, input_cache
@@ -22,7 +22,7 @@ from tests.io import builders
 from tests.io.test_butler import RUN, fill, write_outputs
 
 PIXELS = 64 * 64 * 4
-ONLY_FILES = config.Inputs(memory_mib=0.0, fast_mib=10.0)
+ONLY_FILES = config_tables.Inputs(memory_mib=0.0, fast_mib=10.0)
 
 
 class Store:
@@ -37,7 +37,7 @@ class Store:
     def write(self, level: float) -> None:
         fits.write_image(self.main, np.full((64, 64), level, np.float32))
 
-    def read(self, settings: config.Inputs = ONLY_FILES, copy: bool = True) -> tuple[float, str, bool]:
+    def read(self, settings: config_tables.Inputs = ONLY_FILES, copy: bool = True) -> tuple[float, str, bool]:
         """The level, the place that served it, and whether it failed over."""
         paths = (None,) * 4
         copies = {str(self.main): str(self.copy)} if copy else {}
@@ -63,7 +63,7 @@ def new_process() -> None:
 
 
 def test_the_main_store_first_then_its_copy_then_memory(store: Store) -> None:
-    both = config.Inputs(memory_mib=1.0, fast_mib=10.0)
+    both = config_tables.Inputs(memory_mib=1.0, fast_mib=10.0)
     assert store.read() == (1.0, "main", False)
     assert store.read(both) == (1.0, "fast", False)
     assert store.read(both) == (1.0, "memory", False)
@@ -72,7 +72,7 @@ def test_the_main_store_first_then_its_copy_then_memory(store: Store) -> None:
 
 
 def test_a_file_written_anew_is_read_anew_from_every_store(store: Store) -> None:
-    both = config.Inputs(memory_mib=1.0, fast_mib=10.0)
+    both = config_tables.Inputs(memory_mib=1.0, fast_mib=10.0)
     store.read(both)
     store.write(2.0)
     assert store.read(both) == (2.0, "main", False)
@@ -126,12 +126,12 @@ def test_the_copy_serves_while_the_main_store_is_gone(store: Store) -> None:
     shutil.rmtree(store.main.parent)
     assert store.read() == (1.0, "fast", True)
     # Not held in memory without its stamp: nobody could tell whether it is out of date.
-    assert store.read(config.Inputs(memory_mib=1.0, fast_mib=10.0)) == (1.0, "fast", True)
+    assert store.read(config_tables.Inputs(memory_mib=1.0, fast_mib=10.0)) == (1.0, "fast", True)
     assert input_cache.held_bytes() == 0
 
 
 def test_memory_serves_while_both_stores_are_gone(store: Store) -> None:
-    memory = config.Inputs(memory_mib=1.0, fast_mib=10.0)
+    memory = config_tables.Inputs(memory_mib=1.0, fast_mib=10.0)
     store.read(memory)
     shutil.rmtree(store.main.parent)
     shutil.rmtree(store.copy.parents[1])
@@ -164,7 +164,7 @@ def test_the_oldest_copies_make_room(tmp_path: Path) -> None:
 
 
 def test_what_is_larger_than_the_store_is_not_kept(store: Store) -> None:
-    none = config.Inputs(memory_mib=0.0, fast_mib=0.0)
+    none = config_tables.Inputs(memory_mib=0.0, fast_mib=0.0)
     assert store.read(none) == store.read(none) == (1.0, "main", False)
     assert not store.copy.exists()
 

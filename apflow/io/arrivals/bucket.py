@@ -74,7 +74,7 @@ class BucketIngestor(Background):
     ----------
     root : `str` or `pathlib.Path`
         Root of the repository.
-    kafka : `~apflow.config.Kafka`
+    kafka : `~apflow.config_tables.Kafka`
     topic : `str`
     bucket : `str`
         A folder, or a URI of `lsst.resources` (``s3://bucket``), that keys are relative to.

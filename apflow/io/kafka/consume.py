@@ -107,7 +107,7 @@ class AlertConsumer:
 
     Parameters
     ----------
-    kafka : `~apflow.config.Kafka`
+    kafka : `~apflow.config_tables.Kafka`
     group : `str`
         Consumer group; empty: all partitions, and nothing is kept.
     topic : `str`

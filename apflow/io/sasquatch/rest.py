@@ -55,7 +55,7 @@ class Proxy:
 
     Parameters
     ----------
-    settings : `~apflow.config.Sasquatch`
+    settings : `~apflow.config_tables.Sasquatch`
         The token is read anew for each request, so that a new one is used at once.
     """
 

@@ -67,6 +67,9 @@ def score(
             Median of measured over true flux, less 1, at S/N above 20.
         zeropoint_bias_mag
             Median of -2.5 log10(measured / true flux), isolated, S/N above 20.
+        zeropoint_bias_error_mag
+            Its standard error, from the scatter; what the sources of a
+            detector have in common makes it larger.
         astrometric_scatter_arcsec
             1.4826 times the median absolute deviation of the offsets of an
             axis, both axes pooled, S/N above 20.
@@ -154,13 +157,15 @@ def _errors(truth: pd.DataFrame, sources: pd.DataFrame, pairs: NDArray[np.int64]
     t, s = truth.iloc[pairs[:, 0]], sources.iloc[pairs[:, 1]]
     ratio = s["psfFlux"].to_numpy(float) / t["flux_njy"].to_numpy()
     alone = isolated(truth)[pairs[:, 0]] & (ratio > 0)
+    delta_mag = -2.5 * np.log10(ratio[alone])
     east = (s["ra"].to_numpy() - t["ra"].to_numpy() + 180.0) % 360.0 - 180.0
     offsets = 3600.0 * np.stack(
         [east * np.cos(np.radians(t["dec"].to_numpy())), s["dec"].to_numpy() - t["dec"].to_numpy()]
     )
     return {
         "flux_bias": _median(ratio - 1),
-        "zeropoint_bias_mag": _median(-2.5 * np.log10(ratio[alone])),
+        "zeropoint_bias_mag": _median(delta_mag),
+        "zeropoint_bias_error_mag": _median_error(delta_mag),
         "astrometric_scatter_arcsec": 1.4826 * _median(np.abs(offsets - _medians(offsets))),
         "astrometric_bias_arcsec": float(np.hypot(*_medians(offsets)[:, 0])),
         "n_bright": len(pairs),
@@ -179,6 +184,13 @@ def _solar_system(truth: pd.DataFrame, sources: pd.DataFrame, found: Flags) -> S
 def _median(values: F8) -> float:
     values = values[np.isfinite(values)]
     return float(np.median(values)) if values.size else float("nan")
+
+
+def _median_error(values: F8) -> float:
+    """Standard error of the median of values with normal errors: sqrt(pi / 2) times that of the mean."""
+    values = values[np.isfinite(values)]
+    spread = 1.4826 * _median(np.abs(values - _median(values)))
+    return float(np.sqrt(np.pi / 2) * spread / np.sqrt(values.size)) if values.size else float("nan")
 
 
 def _medians(offsets: F8) -> F8:

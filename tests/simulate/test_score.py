@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apflow.simulate.score import score
+from apflow.simulate.score import _median_error, score
 
 EXPECTED = [(1, 94), (1, 95)]
 
@@ -97,6 +97,14 @@ def test_flux_and_position_errors():
     assert result["zeropoint_bias_mag"] == pytest.approx(0.0219, abs=1e-3)
     assert result["astrometric_scatter_arcsec"] == pytest.approx(0.03, rel=0.2)
     assert result["astrometric_bias_arcsec"] == pytest.approx(0.01, abs=0.01)
+
+
+def test_the_error_of_the_zero_point_is_that_of_a_median():
+    rng = np.random.default_rng(5)
+    errors = [_median_error(rng.normal(0.01, 0.03, 400)) for _ in range(50)]
+    medians = [np.median(rng.normal(0.01, 0.03, 400)) for _ in range(2000)]
+    assert np.mean(errors) == pytest.approx(np.std(medians), rel=0.05)
+    assert np.isnan(_median_error(np.array([np.nan])))
 
 
 def test_a_trail_is_found_anywhere_along_it_and_does_not_spoil_positions():

@@ -71,7 +71,25 @@ def load_ranges(path: str | Path) -> dict[str, dict[str, Range]]:
         raise BadRequest(f"ranges {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"ranges {path}: {error}") from error
-    return {action: _table(table, action) for action, table in tree.items()}
+    return parse_ranges(tree)
+
+
+def parse_ranges(tree: Mapping[str, Any], suffix: str = "") -> dict[str, dict[str, Range]]:
+    """Ranges by action and metric from the tables of a TOML file.
+
+    Parameters
+    ----------
+    tree : mapping
+        Tables by action.
+    suffix : `str`, optional
+        What follows the action in the full path of an entry.
+
+    Raises
+    ------
+    BadRequest
+        An entry is not of the form that `load_ranges` reads; the message names it.
+    """
+    return {action: _table(table, action + suffix) for action, table in tree.items()}
 
 
 def _table(table: Any, action: str) -> dict[str, Range]:

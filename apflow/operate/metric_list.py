@@ -18,7 +18,9 @@ from apflow.model.calibration_metrics import AMPLIFIER, AMPLIFIER_ACTION, defaul
 from apflow.model.camera import load_camera
 from apflow.model.ids import parse_image_name
 from apflow.model.metrics import Metric
-from apflow.model.verdict import Range, Verdict, load_ranges
+from apflow.model.verdict import Range, Verdict
+from apflow.model.verdict import load_ranges as load_calibration_ranges
+from apflow.operate.night.ranges import PLAIN, Ranges, load_ranges
 
 if TYPE_CHECKING:
     from lsst.daf.butler import DatasetRef
@@ -87,7 +89,7 @@ def measured(config: Config, name: str, detector: str = "", action: str = "") ->
     """
     metrics_of(action)
     number = int(name) if name.isdigit() else parse_image_name(name).exposure
-    ranges = ranges_of(config)
+    ranges = _ranges_of(config)
     found: list[Value] = []
     with Repository(config.butler) as repository:
         wanted = repository.camera.detector(detector).id if detector else None
@@ -111,30 +113,39 @@ def _refs(repository: Repository, kind: str, data_id: Mapping[str, int]) -> list
     key = {"instrument": repository.instrument, **data_id}
     try:
         refs = repository.butler.query_datasets(
-            kind, chain(repository.instrument), find_first=True, data_id=key, limit=None, explain=False
+            kind,
+            chain(repository.instrument),
+            find_first=True,
+            data_id=key,
+            with_dimension_records=True,
+            limit=None,
+            explain=False,
         )
     except (MissingDatasetTypeError, MissingCollectionError):  # nothing of the kind was ever kept here
         return []
     return sorted(refs, key=lambda ref: int(ref.dataId.get("detector", 0)))
 
 
-def _values(ref: DatasetRef, path: str, ranges: Mapping[str, Mapping[str, Range]]) -> Iterator[Value]:
+def _values(ref: DatasetRef, path: str, ranges: tuple[Mapping[str, Mapping[str, Range]], Ranges]) -> Iterator[Value]:
     try:
         tree: dict[str, Any] = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a MetricMeasurementBundle: {error}") from error
     detector = int(ref.dataId["detector"]) if "detector" in ref.dimensions else None
+    band = str(ref.dataId.get("band", ""))
     for action, measurements in tree.items():
         if action.startswith("__"):
             continue
-        limits = ranges.get(action, {})
+        limits = ranges[0].get(action, {})
         for m in measurements:
             # The ranges of amplifiers are those of all of them: read_noise_ratio for read_noise_ratio_C03.
             limit = limits.get(m["metric"]) or limits.get(m["metric"].rpartition("_")[0])
+            limit = ranges[1].limits(m["metric"], band) if action in PLAIN else limit
             verdict = limit.verdict(m["value"]) if limit and m["value"] is not None else None
             yield Value(detector, action, m["metric"], m["value"], m["unit"], verdict)
 
 
-def ranges_of(config: Config) -> dict[str, dict[str, Range]]:
-    """Ranges by action and metric: those of the configuration's file stand before those that come with apflow."""
-    return default_ranges() | (load_ranges(config.calibration.ranges) if config.calibration.ranges else {})
+def _ranges_of(config: Config) -> tuple[Mapping[str, Mapping[str, Range]], Ranges]:
+    """Ranges of calibrations by action and metric, and those of alert production."""
+    own = load_calibration_ranges(config.calibration.ranges) if config.calibration.ranges else {}
+    return default_ranges() | own, load_ranges(config.night.ranges)

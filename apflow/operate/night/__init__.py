@@ -1,0 +1,1 @@
+"""The night: its records, and what supervises and shows them."""

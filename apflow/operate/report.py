@@ -10,7 +10,7 @@ import datetime as dt
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -63,7 +63,7 @@ def write_report(
         The HTML file.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.json").write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+    (directory / "report.json").write_text(json.dumps(finite_tree(summary), indent=2, allow_nan=False) + "\n")
     page = directory / "report.html"
     page.write_text(_page(summary, camera, visits, ledger, stamps), encoding="utf-8")
     return page
@@ -96,8 +96,21 @@ def _page(
         "stamps": figures or '<p class="quiet">No stamps were kept.</p>',
         "machine": parts.pairs_table({**summary["machine"], **_footprint(summary)}, ("Machine", "")),
         "versions": parts.pairs_table(summary["versions"], ("Package", "Version")),
+        **shared_pieces(),
     }
     template = (resources.files("apflow.operate") / "report.html").read_text(encoding="utf-8")
+    return fill(template, pieces)
+
+
+def shared_pieces() -> dict[str, str]:
+    """Style sheet and script of pages with a map of the focal plane."""
+    folder = resources.files("apflow.operate")
+    files = {"style": "report.css", "script": "report_map.js"}
+    return {name: (folder / file).read_text(encoding="utf-8") for name, file in files.items()}
+
+
+def fill(template: str, pieces: Mapping[str, str]) -> str:
+    """The template with each ``{{name}}`` replaced; what replaces it is not looked at again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: pieces[match[1]], template)
 
 
@@ -109,12 +122,12 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _finite(value: Any) -> Any:
+def finite_tree(value: Any) -> Any:
     """The same tree with NaN and infinity as None, and NumPy scalars as Python's."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite_tree(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite_tree(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

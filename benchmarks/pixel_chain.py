@@ -11,21 +11,22 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba.core import event
 from ppdb_limits import load
 from ppdb_workload import Field
 
-from apflow.graph import Carried, Node, detector_of
+from apflow.graph import Carried, Node, Standin, detector_of, guarded
 from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
 from apflow.io.fits import write_exposure
 from apflow.io.ppdb import open_ppdb
-from apflow.model.ledger import State
+from apflow.model.ledger import Ended, State
 from apflow.operate.prepare import open_replay, prepare, simulation_pool
 from apflow.operate.repository import repository_config
 from apflow.run import EagerRunner
@@ -35,6 +36,8 @@ from apflow.simulate.scenario import Scenario, visits
 DETECTOR = 94
 #: The last step of "raw to associated DiaSources".
 LAST_STEP = "associate"
+#: What the peers take.
+KEPT = {"calibrate": "science.fits", "match_template": "template.fits"}
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,65 @@ class FieldHere(Field):  # type: ignore[misc]
         return self.ra_deg, self.dec_deg
 
 
-class Stopwatch(EagerRunner):
-    """Runs a graph and keeps the CPU seconds of each step of the detector, in order, up to the association."""
+class Later(Standin):
+    """A step of the detector that runs when the chain does; `uses` are the steps that still need its value."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node[..., Any], arguments: Mapping[str, Any], detector: int) -> None:
+        self.node, self.arguments, self.detector = node, dict(arguments), detector
+        self.uses = 0
+        self.carried: Carried | None = None
+
+
+class Stopwatch(EagerRunner):
+    """Runs a graph as a worker does: in order, each value dropped when nobody needs it any more.
+
+    It keeps the CPU seconds of each step of the detector up to the association, and writes what the peers take to the
+    folder `keep`.
+    """
+
+    def __init__(self, keep: Path | None = None) -> None:
         super().__init__()
         self.cpu_s: dict[str, float] = {}
-        self.values: dict[str, Any] = {}
+        self._keep = keep
+        self._chain: list[Later] = []
 
-    def call(self, node: Node[..., Any], arguments: Mapping[str, Any]) -> Carried:
-        """Run one step."""
+    def call(self, node: Node[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """Take a step of the detector for later; run one of the visit."""
+        detector = detector_of(arguments)
+        if detector is None:
+            return super().call(node, arguments)
+        later = Later(node, arguments, detector)
+        for made in _made(arguments):
+            made.uses += 1
+        self._chain.append(later)
+        return later
+
+    def gathers(self, results: Sequence[Any]) -> Iterator[tuple[Ended, ...]]:
+        """Run the chain."""
+        for made in results:
+            made.uses += 1
+        for later in self._chain:
+            self._run(later)
+        return super().gathers([made.carried for made in results])
+
+    def _run(self, later: Later) -> None:
+        name, inputs = later.node.name, _made(later.arguments)
+        arguments = {key: a.carried if isinstance(a, Later) else a for key, a in later.arguments.items()}
+        later.arguments = {}
         start = time.process_time()
-        carried = super().call(node, arguments)
-        if detector_of(arguments) is not None and LAST_STEP not in self.cpu_s:
-            self.cpu_s[node.name] = time.process_time() - start
-        if node.name in ("calibrate", "match_template"):
-            self.values[node.name] = carried.value
-        return carried
+        later.carried = guarded(later.node, arguments, later.detector, "here")
+        if LAST_STEP not in self.cpu_s:
+            self.cpu_s[name] = time.process_time() - start
+        if self._keep is not None and name in KEPT:
+            write_exposure(self._keep / KEPT[name], later.carried.value)
+        for made in inputs:
+            made.uses -= 1
+            if not made.uses:
+                made.carried = None
+
+
+def _made(arguments: Mapping[str, Any]) -> list[Later]:
+    return [argument for argument in arguments.values() if isinstance(argument, Later)]
 
 
 def scenario_of(size: int | None, n: int, seed: int) -> Scenario:
@@ -89,7 +134,7 @@ def player(root: Path, scenario: Scenario) -> Player:
 
 
 def run_visits(root: Path, scenario: Scenario, numbers: list[int], keep: Path | None) -> dict[str, Any]:
-    """Run the graph over some visits; steps' CPU seconds of each, and the peak memory of this process.
+    """Run the graph over some visits; steps' CPU seconds of each, seconds of compilation, this process's peak memory.
 
     Raises
     ------
@@ -99,21 +144,23 @@ def run_visits(root: Path, scenario: Scenario, numbers: list[int], keep: Path | 
     config, steps = repository_config(str(root)), []
     # Calibs and templates come from files: the next visit of a night is of another field.
     config = dataclasses.replace(config, inputs=dataclasses.replace(config.inputs, memory_mib=0.0))
+    compiling: list[float] = []
     played = player(root, scenario)
-    with open_ppdb(config.ppdb_url), Ingestor(config.butler, played.landing):
+    with (
+        open_ppdb(config.ppdb_url),
+        Ingestor(config.butler, played.landing),
+        event.install_timer("numba:compile", compiling.append),  # not heard where the cache has it
+    ):
         for number in numbers:
             visit = visits(scenario)[number]
             played.land(visit, DETECTOR)
-            watch = Stopwatch()
+            watch = Stopwatch(keep if number == numbers[-1] else None)
             (outcome,) = watch.run(alert_production.visit, visit, [DETECTOR], config)
             if outcome.state is not State.DONE:
                 raise SystemExit(f"visit {number}: {outcome.step} {outcome.state}: {outcome.cause}")
             steps.append({"steps": watch.cpu_s, "sources": outcome.n_sources})
-    if keep is not None:
-        write_exposure(keep / "science.fits", watch.values["calibrate"])
-        write_exposure(keep / "template.fits", watch.values["match_template"])
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"visits": steps, "peak_gib": peak_gib, "bandwidth": copy_bandwidth()}
+    return {"visits": steps, "peak_gib": peak_gib, "compile_s": sum(compiling), "bandwidth": copy_bandwidth()}
 
 
 def copy_bandwidth() -> float:

@@ -83,6 +83,9 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
     config = repository_config(str(root), request.ppdb, request.alerts, request.image_timeout_s)
     if request.inject:
         config = dataclasses.replace(config, injection=dataclasses.replace(config.injection, per_ccd=request.inject))
+    if request.rafts_at_a_time:
+        # Who lacks room for a focal plane may lack memory as well, and no detector comes a second time.
+        config = dataclasses.replace(config, inputs=dataclasses.replace(config.inputs, memory_mib=0.0))
     turns = turns_of(scenario, camera, request.rafts_at_a_time)
 
     with (
@@ -96,7 +99,7 @@ def run_replay(request: Request, console: Console) -> dict[str, Any]:
             raise BadRequest(f"PPDB {config.ppdb_url!r} holds visits that are not of this replay; accepted: a new one")
         record = dataclasses.replace(record, ppdb=config.ppdb_url)
         most = max(len(part.detectors) for part in turns)
-        chains = 1 if request.rafts_at_a_time else 2  # who lacks room for a focal plane may lack memory as well
+        chains = 1 if request.rafts_at_a_time else 2
         with Stage(root, ppdb, config, camera, workers, most, chains, progress) as stage:
             for turn, part in enumerate(turns[record.turn :], record.turn):
                 record = stage.play(record, part, turn)

@@ -24,6 +24,7 @@ from apflow.commands import (
     metrics,
     ppdb,
     replay,
+    report,
     score,
     services,
     simulate,
@@ -69,6 +70,7 @@ app.command()(explain.explain)
 app.command()(ingest.ingest)
 app.command()(listen.listen)
 app.command()(replay.replay)
+app.command()(report.report)
 app.command()(score.score)
 app.command()(simulate.simulate)
 

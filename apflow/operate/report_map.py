@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,14 @@ def focal_plane_svg(camera: Camera) -> str:
     )
 
 
-def map_data(camera: Camera, visits: Sequence[Visit], ledger: pd.DataFrame) -> dict[str, Any]:
+class Shown(NamedTuple):
+    """What the menu says of a visit."""
+
+    visit: int
+    band: str
+
+
+def map_data(camera: Camera, visits: Sequence[Visit | Shown], ledger: pd.DataFrame) -> dict[str, Any]:
     """States, causes and metrics by visit and detector, in the order of the map, ready for JSON."""
     index = pd.MultiIndex.from_product([[v.visit for v in visits], [d.id for d in camera.detectors]])
     table = with_latency(ledger).set_index(["visit", "detector"])

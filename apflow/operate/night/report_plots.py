@@ -76,7 +76,7 @@ def against_time(
     middle = np.array([r["median"][name] for r in known], float)
     low, high = _view(middle, ends)
     times = np.array([r["time_h"] for r in known], float)
-    x = _scale(times, float(times.min()), float(times.max()), _LEFT + 8, _WIDTH - 8)
+    x = _scale(times, float(times.min()), float(times.max()), _LEFT + 12, _WIDTH - 24)
 
     def y(value: Any) -> Any:
         part = (np.clip(value, low, high) - low) / (high - low)
@@ -106,7 +106,7 @@ def latency_against_time(rows: Sequence[Mapping[str, Any]], limit_s: float) -> s
     top = np.array([r["range"]["alert_latency_s"][1] for r in known])
     low, high = 0.0, max(float(top.max()) * 1.05, limit_s * 1.1)
     places = np.arange(1.0, len(known) + 1)
-    x = _scale(places, 1.0, float(len(known)), _LEFT + 8, _WIDTH - 8)
+    x = _scale(places, 1.0, float(len(known)), _LEFT + 12, _WIDTH - 24)
 
     def y(value: Any) -> Any:
         return 8 + (_HEIGHT - _BOTTOM - 8) * (1 - (value - low) / (high - low))
@@ -119,8 +119,8 @@ def latency_against_time(rows: Sequence[Mapping[str, Any]], limit_s: float) -> s
     )
     line = f'<path class="limit" d="M{_LEFT} {y(limit_s):.1f}H{_WIDTH}"/>'
     text = f'<text class="limit" x="{_WIDTH}" y="{y(limit_s) - 4:.1f}" text-anchor="end">{limit_s:g} s</text>'
-    frame = _axes(places, x, _ticks(low, high), y, "{:.0f}", "visit")
-    return _figure("Latency of each visit, s: median and slowest detector", frame + bars + line + text)
+    frame = _axes(places, x, _ticks(low, high), y, "{:.0f}")
+    return _figure("Latency, s, by number of the visit: median and slowest detector", frame + bars + line + text)
 
 
 def gantt(visit: int, steps: pd.DataFrame, detectors: pd.DataFrame, names: Mapping[int, str], limit_s: float) -> str:
@@ -232,7 +232,7 @@ def _band_of(limits: tuple[float | None, float | None] | None, low: float, high:
     )
 
 
-def _axes(times: Any, x: Any, ticks: Sequence[float], y: Any, form: str = "", under: str = "TAI") -> str:
+def _axes(times: Any, x: Any, ticks: Sequence[float], y: Any, form: str = "") -> str:
     floor = _HEIGHT - _BOTTOM
     lines = "".join(
         f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_WIDTH}"/><text x="{_LEFT - 6}" y="{y(t) + 3.5:.1f}" '
@@ -248,16 +248,16 @@ def _axes(times: Any, x: Any, ticks: Sequence[float], y: Any, form: str = "", un
             places.append(i)
     marks = "".join(
         f'<text x="{x[i]:.1f}" y="{floor + 14:.0f}" text-anchor="middle">'
-        f"{form.format(times[i]) if form else _clock(float(times[i]))}</text>"
+        f"{form.format(times[i]) if form else _clock(float(times[i]), float(np.ptp(times)))}</text>"
         for i in places
     )
-    end = f'<text class="axis" x="{_LEFT - 6}" y="{floor + 14:.0f}" text-anchor="end">{escape(under)}</text>'
-    return f'{lines}<path class="floor" d="M{_LEFT} {floor}H{_WIDTH}"/>{marks}{end}'
+    return f'{lines}<path class="floor" d="M{_LEFT} {floor}H{_WIDTH}"/>{marks}'
 
 
-def _clock(hours: float) -> str:
-    minutes = math.floor(hours * 60) % 1440
-    return f"{minutes // 60:02d}:{minutes % 60:02d}"
+def _clock(hours: float, span_h: float) -> str:
+    seconds = round(hours * 3600) % 86_400
+    text = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}"
+    return text if span_h > 0.2 else f"{text}:{seconds % 60:02d}"
 
 
 def _figure(label: str, body: str) -> str:

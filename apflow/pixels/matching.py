@@ -26,7 +26,7 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
 #: Stamps above which the kernel varies to order 2, below which it does not vary, and below which the PSF models help.
-_MANY, _FEW, _VERY_FEW = 150, 15, 6
+_MANY, _FEW, _VERY_FEW = 150, 8, 6
 #: Width of the prior on the coefficients, in kernel sums: of the constant and of the spatial terms.
 _PRIOR, _PRIOR_SPATIAL = 10.0, 1.0
 #: Error of any kernel model, of the flux: keeps the brightest star from deciding alone.
@@ -58,7 +58,7 @@ def fit_kernel(
     kernel_order : `int`, optional
         Order of the spatial variation of the kernel's shape; its sum is
         constant. 1 by default, and 2 above 150 good stamps. Constant with
-        fewer than 15 stamps; with fewer than 6 the PSF models stand in as one
+        fewer than 8 stamps; with fewer than 6 the PSF models stand in as one
         more stamp.
     background_order : `int`
         Order of the polynomial background difference.

@@ -22,6 +22,7 @@ from apflow.commands import (
     ingest,
     listen,
     metrics,
+    night,
     ppdb,
     replay,
     report,
@@ -62,6 +63,7 @@ app.add_typer(services.app, name="services")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(calib.app, name="calib")
 app.add_typer(metrics.app, name="metrics")
+app.add_typer(night.night_app, name="night")
 app.add_typer(ppdb.app, name="ppdb")
 app.add_typer(submit.app, name="submit")
 app.command()(calibration.calibration)

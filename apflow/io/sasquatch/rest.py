@@ -90,6 +90,19 @@ class Proxy:
                 refused.append((part[0], str(error)))
         return refused
 
+    def cluster(self) -> str:
+        """The Kafka cluster behind the proxy.
+
+        Raises
+        ------
+        ServiceError
+            The service does not answer, or not to us.
+        """
+        try:
+            return self._find_cluster()
+        except Refused as error:
+            raise ServiceError(f"Sasquatch at {self._url} refuses to name its Kafka cluster: {error}") from error
+
     def close(self) -> None:
         """Close the connection."""
         self._session.close()

@@ -133,19 +133,19 @@ def _map(camera: Camera, tables: NightTables, report: Mapping[str, Any]) -> dict
     metrics = [name for name in dict.fromkeys(wanted) if name in detectors]
     whole = detectors.groupby("detector")[metrics].median().reset_index()
     lost = detectors[detectors["state"] != State.DONE]
-    n = detectors.groupby("detector").size()
-    worst = lost.groupby("detector").agg(state=("state", _most), step=("step", _most), cause=("cause", _most))
-    count = lost.groupby("detector").size()
-    whole = whole.set_index("detector").assign(visit=0, state=str(State.DONE), step="", cause="")
-    for name in ("state", "step"):
-        whole.loc[worst.index, name] = worst[name]
+    n, count = detectors.groupby("detector").size(), lost.groupby("detector").size()
+    worst = lost.groupby("detector").agg(cause=("cause", _most))
+    whole = whole.set_index("detector").assign(visit=0, step="", cause="")
+    whole["state"] = detectors.groupby("detector")["state"].agg(_most)
+    whole["n_not_done"] = count.reindex(whole.index, fill_value=0)
     whole.loc[worst.index, "cause"] = [
         f"{count.loc[d]} of {n.loc[d]} visits not done, mostly: {worst.loc[d, 'cause']}" for d in worst.index
     ]
     chosen = _chosen(report)
     bands = {row["visit"]: row["band"] for row in report["quality"]["visits"]}
-    columns = ["visit", "detector", "state", "step", "cause", *metrics]
-    some = detectors.loc[detectors["visit"].isin(chosen), columns]
+    columns = ["visit", "detector", "state", "step", "cause", "n_not_done", *metrics]
+    some = detectors.assign(n_not_done=detectors["state"].ne(State.DONE).astype(float))
+    some = some.loc[some["visit"].isin(chosen), columns]
     data = map_data(
         camera,
         [Shown(0, ""), *(Shown(v, bands[v]) for v in chosen)],

@@ -131,7 +131,9 @@ def _pair(pair: tuple[float, float]) -> list[float | None] | None:
 def _by_band(detectors: pd.DataFrame) -> dict[str, dict[str, Any]]:
     names = [name for name in AGAINST_TIME if name in detectors]
     found = {}
-    for band, group in detectors.groupby("band"):
+    groups = dict(iter(detectors.groupby("band")))
+    for band in sorted(groups, key=lambda b: BANDS.index(b) if b in BANDS else len(BANDS)):
+        group = groups[band]
         medians = {name: _number(group[name].median()) for name in names}
         found[str(band)] = {"n_visits": int(group["visit"].nunique()), **medians}
     return found

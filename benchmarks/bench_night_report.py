@@ -51,7 +51,7 @@ def main() -> None:
         marks = [time.monotonic()]
         tables = collect(record for record, _ in iterate_records(folder))
         marks.append(time.monotonic())
-    ran = performance(tables, limit_s, ranges, {}, {})
+    ran = performance(tables, limit_s, ranges, {}, None)
     told = {**quality(tables, ranges), "score": {}}
     marks.append(time.monotonic())
     report = {

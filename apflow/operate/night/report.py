@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from apflow import __version__
 from apflow.config import Config
 from apflow.errors import BadRequest, ServiceError
 from apflow.io.atomic import atomic
-from apflow.io.ppdb import open_ppdb
+from apflow.io.ppdb import Ppdb, open_ppdb
 from apflow.io.records import iterate_records, night_folder, nights
 from apflow.model.camera import load_camera
-from apflow.operate.night.ranges import Ranges, load_ranges
+from apflow.operate.night.ranges import load_ranges
 from apflow.operate.night.report_figures import performance
+from apflow.operate.night.report_ledger import ledger_nights, ledger_records
 from apflow.operate.night.report_page import page
 from apflow.operate.night.report_quality import quality
 from apflow.operate.night.report_sources import calibrations, fakes_score, ledger_counts, outbox_counts, worst_stamps
@@ -54,22 +56,21 @@ class Written:
         return bool(self.report["performance"]["adds_up"])
 
 
-def night_of(root: Path, name: str) -> int:
-    """The day of observation that is asked for.
+def night_of(known: Sequence[int], name: str, root: Path) -> int:
+    """The day of observation that is asked for, of those known.
 
     Raises
     ------
     BadRequest
-        There are no records of it.
+        Nothing is known of it.
     """
-    known = nights(root)
     if not known:
-        raise BadRequest(f"there are no records of nights in {root}; accepted: a repository that a night was run on")
+        raise BadRequest(f"there is no night in {root}; accepted: a repository that visits were processed in")
     if name == "latest":
         return known[-1]
     if not name.isdigit() or int(name) not in known:
         last = ", ".join(str(n) for n in known[-5:])
-        raise BadRequest(f"night {name!r} is not accepted: latest, or a day of observation with records ({last})")
+        raise BadRequest(f"night {name!r} is not accepted: latest, or a day of observation that is known ({last})")
     return int(name)
 
 
@@ -99,17 +100,42 @@ def write_night_report(
     begin = time.monotonic()
     config = repository_config(butler, ppdb)
     root = Path(config.butler)
-    day_obs = night_of(root, night)
-    folder = night_folder(root, day_obs)
     camera = load_camera(config.camera, config.size)
     ranges = load_ranges(config.night.ranges)
-    tables = collect(record for record, _ in iterate_records(folder))
-    report, stamps = _figures(tables, day_obs, ranges, config)
-    report = {"instrument": camera.instrument, **report, "versions": _versions(), "machine": machine()}
-    output = output or folder / "report"
+    with contextlib.ExitStack() as stack:
+        try:
+            opened, problem = stack.enter_context(open_ppdb(config.ppdb_url)), ""
+        except ServiceError as error:  # a report is wanted most when something is down
+            opened, problem = None, str(error)
+        recorded = nights(root)
+        known = sorted({*recorded, *(ledger_nights(opened) if opened else ())})
+        day_obs = night_of(known, night, root)
+        if day_obs in recorded or opened is None:
+            tables = collect(record for record, _ in iterate_records(night_folder(root, day_obs)))
+        else:
+            tables = collect(ledger_records(opened, config, day_obs))
+        told = quality(tables, ranges)
+        asked = _asked(opened, tables, told["worst_detectors"], day_obs, config)
+    ran = performance(tables, config.fleet.latency_s, ranges, asked.outbox, asked.stored)
+    report = {
+        "instrument": camera.instrument,
+        "day_obs": day_obs,
+        "performance": ran,
+        "quality": {**told, "score": asked.score},
+        "calibration": {"exposures": calibrations(config, day_obs)},
+        "sources": {
+            "Source": "records of the night" if day_obs in recorded else "ledger of the PPDB, metrics of the Butler",
+            "Detector-visits": len(tables.detectors),
+            "Runs of steps": len(tables.steps),
+            "PPDB": f"was not asked: {problem}" if problem else "was asked",
+        },
+        "versions": _versions(),
+        "machine": machine(),
+    }
+    output = output or night_folder(root, day_obs) / "report"
     output.mkdir(parents=True, exist_ok=True)
-    html = page(report, tables, camera, ranges, stamps, config.fleet.latency_s)
-    report["sources"]["made_in_s"] = time.monotonic() - begin
+    html = page(report, tables, camera, ranges, asked.stamps, config.fleet.latency_s)
+    report["made_in_s"] = time.monotonic() - begin
     json_path = json_file or output / JSON_FILE
     with atomic(json_path) as file:
         file.write(json.dumps(finite_tree(report), indent=1, allow_nan=False).encode() + b"\n")
@@ -118,33 +144,27 @@ def write_night_report(
     return Written(output / PAGE_FILE, json_path, report)
 
 
-def _figures(
-    tables: NightTables, day_obs: int, ranges: Ranges, config: Config
-) -> tuple[dict[str, Any], dict[int, list[Stamp]]]:
-    """All figures, and the stamps of the worst detectors; without the PPDB, what the records alone tell."""
-    told = quality(tables, ranges)
-    sources: dict[str, Any] = {"detector-visits in the records": len(tables.detectors), "steps": len(tables.steps)}
-    try:
-        with open_ppdb(config.ppdb_url) as ppdb:
-            outbox, stored = outbox_counts(ppdb, day_obs), ledger_counts(ppdb, day_obs)
-            told["score"] = fakes_score(ppdb, tables, config)
-            stamps = worst_stamps(ppdb, tables, told["worst_detectors"], config)
-        sources["PPDB"] = "agrees with the records"
-    except ServiceError as error:  # a report is wanted most when something is down
-        outbox, stored, stamps = {}, {}, {}
-        told["score"] = {}
-        sources["PPDB"] = f"was not asked: {error}"
-    ran = performance(tables, config.fleet.latency_s, ranges, outbox, stored)
-    if stored and not ran["adds_up"]:
-        sources["PPDB"] = "was asked"
-    report = {
-        "day_obs": day_obs,
-        "performance": ran,
-        "quality": told,
-        "calibration": {"exposures": calibrations(config, day_obs)},
-        "sources": sources,
-    }
-    return report, stamps
+@dataclass(frozen=True)
+class _Asked:
+    """What the PPDB told; nothing where it was not asked."""
+
+    outbox: Mapping[str, int] = field(default_factory=dict)
+    stored: Mapping[str, int] | None = None
+    score: Mapping[str, Any] = field(default_factory=dict)
+    stamps: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
+
+
+def _asked(
+    ppdb: Ppdb | None, tables: NightTables, worst: Sequence[Mapping[str, Any]], day_obs: int, config: Config
+) -> _Asked:
+    if ppdb is None:
+        return _Asked()
+    return _Asked(
+        outbox_counts(ppdb, day_obs),
+        ledger_counts(ppdb, day_obs),
+        fakes_score(ppdb, tables, config),
+        worst_stamps(ppdb, tables, worst, config),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ _PERCENTILES = {"p50_s": 50, "p95_s": 95, "p98_s": 98}
 
 
 def performance(
-    tables: NightTables, limit_s: float, ranges: Ranges, outbox: Mapping[str, int], stored: Mapping[str, int]
+    tables: NightTables, limit_s: float, ranges: Ranges, outbox: Mapping[str, int], stored: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """The performance of a night.
 
@@ -35,8 +35,8 @@ def performance(
     outbox : mapping
         Alerts of the night in the PPDB's outbox: stored, published, unsent,
         withdrawn, refused; empty where it was not asked.
-    stored : mapping
-        Detector-visits of the night by state in the PPDB's ledger; empty where it was not asked.
+    stored : mapping or `None`
+        Detector-visits of the night by state in the PPDB's ledger; None where it was not asked.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def performance(
     }
 
 
-def _differences(tables: NightTables, stored: Mapping[str, int], counts: Mapping[str, int]) -> list[str]:
+def _differences(tables: NightTables, stored: Mapping[str, int] | None, counts: Mapping[str, int]) -> list[str]:
     """Where the states of detector-visits do not add up to what was expected."""
     ended = tables.detectors.groupby("visit").size() if len(tables.detectors) else pd.Series(dtype=int)
     wanted = tables.visits["n_detectors"].fillna(0).astype(int)
@@ -83,9 +83,12 @@ def _differences(tables: NightTables, stored: Mapping[str, int], counts: Mapping
         for visit, row in both[both["wanted"] != both["ended"]].iterrows()
     ]
     found += [f"state {state!r} is no terminal state" for state in unknown_states(tables.detectors)]
-    for state in State if stored else ():
-        if stored.get(state, 0) != counts.get(state, 0):
-            found.append(f"{state}: {counts.get(state, 0)} in the records, {stored.get(state, 0)} in the PPDB's ledger")
+    if stored is not None:
+        found += [
+            f"{state}: {counts.get(state, 0)} in the records, {stored.get(state, 0)} in the PPDB's ledger"
+            for state in State
+            if stored.get(state, 0) != counts.get(state, 0)
+        ]
     return found
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -394,6 +397,28 @@ def test_a_repository_made_anew_is_opened_anew(root: Path, pristine_repository: 
     assert second is not first
     assert second.find_inputs(builders.visit(), [4])[4].bias is None
     second.close()
+
+
+def test_a_writer_killed_in_the_middle_is_undone_by_who_reads_next(tmp_path: Path) -> None:
+    create_repository(tmp_path / "repo", "comcam", 128)
+    registry = tmp_path / "repo/gen3.sqlite3"
+    killed = f"""
+import os, signal, sqlite3
+database = sqlite3.connect({str(registry)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit
+database.execute("BEGIN IMMEDIATE")
+database.execute("CREATE TABLE half (written TEXT)")
+database.executemany("INSERT INTO half VALUES (?)", [("x" * 500,)] * 5000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    journal = registry.with_name("gen3.sqlite3-journal")
+    assert journal.stat().st_size > 0
+    with Repository(tmp_path / "repo") as repository:
+        assert len(list(repository.butler.registry.queryDimensionRecords("detector"))) == len(DETECTORS)
+    assert not journal.exists()
+    with contextlib.closing(sqlite3.connect(registry)) as database:
+        assert not database.execute("SELECT * FROM sqlite_master WHERE name = 'half'").fetchall()
 
 
 def test_predictions_of_solar_system_objects_are_found_before_there_is_an_image(root: Path) -> None:

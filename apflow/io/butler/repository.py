@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -71,6 +73,7 @@ class Repository:
         self.camera: Camera = load_camera(camera, config.size)
         self.instrument = self.camera.instrument
         self._identity = _identity(self.root)
+        _roll_back(self.root)
         self.butler = Butler.from_config(str(self.root), writeable=writeable)
         #: Data ids of exposures that are registered, with their records: asked for once, not for each raw.
         self.exposures: dict[int, DataCoordinate] = {}
@@ -233,6 +236,25 @@ class Repository:
 def _close(butler: Butler, board: Board) -> None:
     butler.close()
     board.close()
+
+
+def _roll_back(root: Path) -> None:
+    """Undo what a writer that was killed left half-written in an SQLite registry.
+
+    SQLite does so when the registry is next opened for writing; one that is
+    opened for reading alone fails with "attempt to write a readonly database"
+    (https://www.sqlite.org/lockingv3.html#hot_journals). A writer that lives
+    is left alone: SQLite tells the two apart by their locks.
+    """
+    registry = root / "gen3.sqlite3"
+    if not registry.with_name(f"{registry.name}-journal").exists():
+        return
+    # Who may not write there is told so by the Butler.
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(f"{registry.as_uri()}?mode=rw", uri=True)) as database,
+    ):
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def _identity(root: Path) -> tuple[int, int] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,24 +55,53 @@ class Batch:
     radius_arcsec: float
 
 
+class _Lazy(Mapping[str, Rows]):
+    """Tables of a batch, each made when it is first asked for, by the thread that asks; others wait for it."""
+
+    def __init__(self, make: Callable[[str], Rows]) -> None:
+        self._make = make
+        self._made: dict[str, Rows] = {}
+        self._locks = {name: threading.Lock() for name in BATCH_TABLES}
+
+    def __getitem__(self, name: str) -> Rows:
+        with self._locks[name]:
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(BATCH_TABLES)
+
+    def __len__(self) -> int:
+        return len(BATCH_TABLES)
+
+
 def prepare(
-    results: Sequence[DetectorResult], outbox: Sequence[OutboxRow], processed_mjd_tai: float, radius_arcsec: float
+    results: Sequence[DetectorResult],
+    outbox: Sequence[OutboxRow],
+    processed_mjd_tai: float,
+    radius_arcsec: float,
+    *,
+    lazily: bool = False,
 ) -> Batch:
     """Check and convert the tables of a batch.
+
+    Parameters
+    ----------
+    results, outbox, processed_mjd_tai, radius_arcsec
+        See `Ppdb.storeBatch`.
+    lazily : `bool`
+        Each table is made where it is first asked for, and `DataError` raised
+        there; such a batch cannot be sent to another process.
 
     Raises
     ------
     DataError
         A table does not conform; the message begins with visit and detector.
     """
-    rows = {}
-    for name in BATCH_TABLES:
-        frames = [getattr(r, _FRAMES[name]) for r in results]
-        merged = _merge(frames, name, results)
-        if name in ("DiaSource", "DiaForcedSource"):
-            _check_owner(merged, [len(f) for f in frames], results)
-            merged["timeProcessedMjdTai"] = processed_mjd_tai
-        rows[name] = Rows(to_arrow(merged, name), (0, *(int(n) for n in np.cumsum([len(f) for f in frames]))))
+    rows: Mapping[str, Rows] = _Lazy(lambda name: _rows(name, results, processed_mjd_tai))
+    if not lazily:
+        rows = dict(rows)
     return Batch(
         tuple((r.visit.instrument, r.visit.visit, r.detector) for r in results),
         tuple(dict(r.guard) for r in results),
@@ -80,6 +110,15 @@ def prepare(
         tuple({a.alert_id: a for a in outbox}.values()),
         radius_arcsec,
     )
+
+
+def _rows(name: str, results: Sequence[DetectorResult], processed_mjd_tai: float) -> Rows:
+    frames = [getattr(r, _FRAMES[name]) for r in results]
+    merged = _merge(frames, name, results)
+    if name in ("DiaSource", "DiaForcedSource"):
+        _check_owner(merged, [len(f) for f in frames], results)
+        merged["timeProcessedMjdTai"] = processed_mjd_tai
+    return Rows(to_arrow(merged, name), (0, *(int(n) for n in np.cumsum([len(f) for f in frames]))))
 
 
 def _check_owner(merged: pd.DataFrame, lengths: Sequence[int], results: Sequence[DetectorResult]) -> None:

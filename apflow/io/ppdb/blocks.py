@@ -174,18 +174,17 @@ def joined(frames: Sequence[pd.DataFrame], name: str) -> pd.DataFrame | None:
         if not alike[0].columns.equals(made.columns):
             return None
         begin, end = end, end + sum(map(len, alike))
-        managers = [f._mgr for f in alike]
-        for k, block in enumerate(managers[0].blocks):
-            target = room.target(block.mgr_locs.as_array, block.values)
+        for column in zip(*(f._mgr.blocks for f in alike), strict=True):
+            target = room.target(column[0].mgr_locs.as_array, column[0].values)
             # Column by column: to copy a frame's hundred pieces one by one takes ten times as long as their bytes do.
-            pieces: list[Any] = [m.blocks[k].values for m in managers]
-            if target is None or any(type(piece) is not target.kind for piece in pieces):
+            pieces: list[Any] = [block.values for block in column]
+            if target is None or {*map(type, pieces)} != {target.kind}:
                 return None
             if target.text >= 0:
                 texts[target.text] += [chunk for piece in pieces for chunk in piece._pa_array.chunks]
                 continue
             plain = pieces if target.masks is None else [piece._data for piece in pieces]
-            if any(values.dtype != target.values.dtype for values in plain):
+            if {values.dtype for values in plain} != {target.values.dtype}:
                 return None
             np.concatenate(plain, axis=-1, out=target.values[..., begin:end])
             if target.masks is not None:

@@ -20,8 +20,8 @@ from apflow.model.schema import Column, Table
 #: Tables of apdb.yaml that hold rows with a position and its pixelId.
 SKY_TABLES = ("DiaObject", "DiaSource", "DiaForcedSource")
 MATCHES = "DiaObject_To_Object_Match"
-#: Tables that a batch is written to.
-BATCH_TABLES = (*SKY_TABLES, MATCHES, "SSSource")
+#: Tables that a batch is written to, the largest first: a store that makes and writes them side by side begins there.
+BATCH_TABLES = ("DiaSource", "DiaObject", "DiaForcedSource", MATCHES, "SSSource")
 #: Tables of apdb.yaml that are kept.
 APDB_TABLES = (
     *BATCH_TABLES,

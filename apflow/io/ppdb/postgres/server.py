@@ -149,7 +149,7 @@ class PostgresPpdb(Ppdb):
         """See `Ppdb`."""
         if not results:
             return StoreReport()
-        batch = prepare(results, outbox, processed_mjd_tai, radius_arcsec)
+        batch = prepare(results, outbox, processed_mjd_tai, radius_arcsec, lazily=True)
         self._make_months(batch)
         return self._write(storing.store, batch, self._shared.pool)
 

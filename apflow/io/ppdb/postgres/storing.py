@@ -51,7 +51,7 @@ def store(con: Connection, batch: Batch, pool: Pool) -> StoreReport:
     guard.check_radius(batch)
     every = range(len(batch.keys))
     with ThreadPoolExecutor(1) as encoder, ThreadPoolExecutor(1) as judge:
-        ahead = {name: encoder.submit(_encoded, name, batch.rows[name].table) for name in _COPIED}
+        ahead = {name: encoder.submit(_encoded, name, batch) for name in _COPIED}
         _lock(con, batch)
         with pool.helpers(con, 1) as helpers:
             # What other batches did is committed, since this one has its locks; of its own rows the helper sees none.
@@ -122,12 +122,18 @@ def _stored(con: Connection, keys: Sequence[Key]) -> set[Key]:
 
 def _current(con: Connection, batch: Batch, which: Sequence[int]) -> pa.Table:
     """Current versions of the objects that detectors are about, and of all others near their sources."""
+    near = _versions(con, cells_condition(guard.cells_near(batch, which), guard.NEAR_ORDER))
+    wanted = np.array(guard.wanted_ids(batch, which), np.int64)
+    # Almost all of them lie near a source; to look for each by its id would take three times as long as the cells.
+    rest = np.setdiff1d(wanted, near.column("diaObjectId").to_numpy(), assume_unique=True)
+    if not len(rest):
+        return near
+    return pa.concat_tables([near, _versions(con, sql.SQL('"diaObjectId" = ANY({})').format(ids_sql(rest)))])
+
+
+def _versions(con: Connection, condition: sql.Composable) -> pa.Table:
     kinds = ddl.types("DiaObjectLast")
-    query = sql.SQL('SELECT {} FROM "DiaObjectLast" WHERE "diaObjectId" = ANY({}) OR {}').format(
-        columns_sql(guard.VERSION_COLUMNS),
-        ids_sql(guard.wanted_ids(batch, which)),
-        cells_condition(guard.cells_near(batch, which), guard.NEAR_ORDER),
-    )
+    query = sql.SQL('SELECT {} FROM "DiaObjectLast" WHERE {}').format(columns_sql(guard.VERSION_COLUMNS), condition)
     return copy_out(con.cursor(), query, guard.VERSION_COLUMNS, [kinds[c] for c in guard.VERSION_COLUMNS])
 
 
@@ -167,7 +173,8 @@ def _write_rows(con: Connection, batch: Batch, accepted: Sequence[int], ahead: M
             _replace(con, "DiaObjectLast", rows.select(list(ddl.types("DiaObjectLast"))), "diaObjectId")
 
 
-def _encoded(name: str, rows: pa.Table) -> bytes:
+def _encoded(name: str, batch: Batch) -> bytes:
+    rows = batch.rows[name].table
     kinds = ddl.types(name)
     return encode(rows, [kinds[c] for c in rows.column_names]) if rows.num_rows else b""
 

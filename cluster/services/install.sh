@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven, InfluxDB, SLURM and munge.
+# Debian's packages that the private services need: PostgreSQL's binaries, Java 17 or newer, Maven, InfluxDB, SLURM and
+# munge; and Chromium, in which the tests open the dashboard.
 # Nothing happens where they are there. No cluster of the system's is made and no server of its started.
 set -euo pipefail
 
@@ -26,6 +27,7 @@ have_java || missing+=(java)
 command -v mvn > /dev/null || missing+=(maven)
 command -v influxd > /dev/null || missing+=(influxdb)
 have_slurm || missing+=(slurmctld slurmd slurm-client munge)
+command -v chromium > /dev/null || missing+=(chromium)
 ((${#missing[@]})) || exit 0
 
 if ! command -v apt-get > /dev/null; then

@@ -195,10 +195,9 @@ class Sasquatch:
 class Fleet:
     """A visit among others, against the clock: what is done when there is less time than work."""
 
-    latency_s: float = 60.0  # from the end of readout to the alerts (LSE-61); optional work gives way before it
-    rerun_after_s: float = 40.0  # a detector that is not at its end by then is begun on an idle worker as well
-    shed_after_s: float = 45.0  # past this after the end of readout a detector leaves its optional work undone
-    close_after_s: float = 55.0  # past this after the end of readout every batch closes with what it has
+    latency_s: float = 60.0  # from the end of readout to the alerts (LSE-61)
+    shed_after_s: float = 0.0  # so late a detector leaves forced photometry and difference image undone; 0: never
+    rerun_after_s: float = 40.0  # a detector that a worker has had for so long is begun on an idle one as well
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def detector(visit: Visit, detector: int, plan: Plan, config: Config) -> Detecto
     # Catalogues: the history is read when the sources are known, immediately before association.
     history = read_history(plan, detector, region, sources, config)
     associated = associate(sources, history, config)
-    forced = force_photometry(associated, history, difference, science, config)
+    forced = force_photometry(associated, history, difference, science, snaps, config)
     return package_alerts(plan, snaps, associated, history, forced, difference, science, config)
 
 

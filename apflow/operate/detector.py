@@ -122,8 +122,8 @@ def process_detector(request: Request) -> Outcome:
 
 def done_before(database: Ppdb, request: Request) -> Outcome | None:
     """The outcome of a detector-visit that is done already; what an end of its process left over is seen to."""
-    for outcome in outcomes_of(database):
-        if (outcome.visit, outcome.detector, outcome.state) == (request.visit.visit, request.detector.id, State.DONE):
+    for outcome in outcomes_of(database, [request.visit.visit]):
+        if (outcome.detector, outcome.state) == (request.detector.id, State.DONE):
             # Again would only leave the same alerts in the archive twice; a run that was killed may owe the rest.
             return recover(database, [request.visit], [outcome], request.config)[0]
     return None
@@ -171,9 +171,9 @@ def _measure(visit: Visit, ended: Outcome, config: Config) -> None:
         _warn(f"the metrics of visit {visit.visit} detector {ended.detector} are not kept: {error}")
 
 
-def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
-    """What the ledger of a PPDB says of the detector-visits that came to an end."""
-    ledger = ppdb.ledger()
+def outcomes_of(ppdb: Ppdb, visits: Sequence[int] | None = None) -> list[Outcome]:
+    """What the ledger of a PPDB says of the detector-visits that came to an end; of all, or of some visits."""
+    ledger = ppdb.table("ledger", None if visits is None else {"visit": visits})
     ended = ledger[ledger["state"].isin([str(state) for state in State])]
     return [
         Outcome(
@@ -181,8 +181,8 @@ def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
             int(row["visit"]),
             int(row["detector"]),
             State(row["state"]),
-            cause=row["cause"] or "",
-            step=row["step"] or "",
+            cause=_text(row["cause"]),
+            step=_text(row["step"]),
             n_sources=int(row["n_sources"]),
             n_alerts=int(row["n_alerts"]),
             arrived_unix=_time(row["arrived_unix"]),
@@ -195,6 +195,10 @@ def outcomes_of(ppdb: Ppdb) -> list[Outcome]:
 
 def _time(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _exposures(images: Sequence[str], camera: Camera, detector: Detector) -> list[int]:

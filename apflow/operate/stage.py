@@ -16,6 +16,7 @@ from apflow.graphs import alert_production
 from apflow.io.arrivals import Ingestor
 from apflow.io.ppdb import Ppdb
 from apflow.model.camera import Camera
+from apflow.model.ids import day_obs_of
 from apflow.model.ledger import Outcome, StepRecord
 from apflow.model.visit import Visit
 from apflow.operate.deliver import Delivery
@@ -23,6 +24,7 @@ from apflow.operate.detector import outcomes_of
 from apflow.operate.ephemerides import ingest_simulated
 from apflow.operate.local_run import runner_of, workers_here
 from apflow.operate.meter import Meter, give_back_memory
+from apflow.operate.night.recorder import Recorder
 from apflow.operate.prepare import Record, prepare, simulation_pool
 from apflow.operate.progress import ReplayProgress
 from apflow.operate.recover import recover
@@ -79,6 +81,7 @@ class Stage:
         self._root, self._ppdb, self._config, self._camera = root, ppdb, config, camera
         self._workers, self._most, self._chains, self._progress = workers, most, chains_per_worker, progress
         self._stack = contextlib.ExitStack()
+        self._recorder = self._stack.enter_context(Recorder(root))
         self._cluster: tuple[Client, DaskRunner] | None = None
         self.outcomes: list[Outcome] = []
         self.gathers: list[StepRecord] = []
@@ -100,12 +103,24 @@ class Stage:
         record = self._simulate(record, player, truth_path(self._root, turn))
         self.simulation_s += time.monotonic() - begin
         expected = {(v.visit, d) for v in visits(scenario) for d in scenario.detectors}
-        before = [o for o in outcomes_of(self._ppdb) if (o.visit, o.detector) in expected]
-        done = {(o.visit, o.detector) for o in recover(self._ppdb, visits(scenario), before, self._config)}
+        ledger = outcomes_of(self._ppdb)
+        before = [o for o in ledger if (o.visit, o.detector) in expected]
+        ended = recover(self._ppdb, visits(scenario), before, self._config)
+        done = {(o.visit, o.detector) for o in ended}
         todo = {v.visit: tuple(d for d in scenario.detectors if (v.visit, d) not in done) for v in visits(scenario)}
+        known = {v.visit: set(scenario.detectors) for v in visits(scenario)}
+        for outcome in ledger:  # of other turns
+            if outcome.visit in known:
+                known[outcome.visit].add(outcome.detector)
+        for visit in visits(scenario):
+            self._recorder.day = day_obs_of(visit.visit)  # nothing here is of the night that it is now
+            stored = [o for o in ended if o.visit == visit.visit]
+            if stored:  # by a run that was interrupted, perhaps before it could tell
+                self._recorder.started(visit, known[visit.visit])
+                self._recorder.ended(visit.visit, stored, all_of_it=len(stored) == len(known[visit.visit]))
         sends = bool(self._config.kafka.bootstrap)
         with Delivery(self._ppdb, self._config) if sends else contextlib.nullcontext():
-            self._process(player, todo)
+            self._process(player, todo, known)
         return record
 
     def _simulate(self, record: Record, player: Player, kept: Path) -> Record:
@@ -125,8 +140,8 @@ class Stage:
         record.write(root)
         return record
 
-    def _process(self, player: Player, todo: dict[int, tuple[int, ...]]) -> None:
-        """Play the visits into the cluster and wait for the outcomes."""
+    def _process(self, player: Player, todo: dict[int, tuple[int, ...]], known: dict[int, set[int]]) -> None:
+        """Play the visits into the cluster and wait for the outcomes; `known` are their detectors, ended or to end."""
         announced = {v.visit: v for v in visits(player.scenario) if todo[v.visit]}
         self._progress.expect({v: len(d) for v, d in todo.items()})
         if not announced:
@@ -139,10 +154,14 @@ class Stage:
             def announce(visit: Visit) -> None:
                 if visit.visit in announced:
                     detectors = list(todo[visit.visit])
+                    self._recorder.started(visit, known[visit.visit])
                     handles.append(runner.start(alert_production.visit, visit, detectors, self._config))
 
             player.play(announce, lead_s=min(_NOTICE_S, player.scenario.cadence_s))
-            self.outcomes += [outcome for handle in handles for outcome in handle.result()]
+            for handle in handles:
+                outcomes = handle.result()
+                self._recorder.ended(handle.visit, outcomes)
+                self.outcomes += outcomes
             self.meter += meter.stop(client)
             client.run(give_back_memory)
 
@@ -162,4 +181,5 @@ class Stage:
     def _on_event(self, event: object) -> None:
         if isinstance(event, GatherEnded):
             self.gathers.extend(event.result.steps)
+        self._recorder.event(event)
         self._progress.event(event)

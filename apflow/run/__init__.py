@@ -18,10 +18,14 @@ OnEvent = Callable[[object], None]
 
 @dataclass(frozen=True)
 class ChainEnded:
-    """Event: the chain of a detector came to its end; `ended` is without its value."""
+    """Event: the chain of a detector came to its end; `ended` is without its value.
+
+    `attempts` is how often it was begun.
+    """
 
     visit: int
     ended: Ended
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,23 @@ class StepCounts:
 
     visit: int
     counts: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class WorkerChanged:
+    """Event: a worker for detector chains was lost, or came."""
+
+    worker: str
+    is_lost: bool
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """Event: a detector that takes too long was begun on `worker` as well; the first to end is taken."""
+
+    visit: int
+    detector: int
+    worker: str
 
 
 class VisitFailed(ApflowError):

@@ -6,6 +6,8 @@ than that they are admitted before their image has come (prefetch). Once an
 image has come its chain is *ready* and takes the place of one that is not:
 waiting for an image never blocks an image that is there.
 
+A chain that takes too long may hold a second worker that has nothing to compute.
+
 A chain whose worker died is *suspect*: it may have killed it. It is admitted
 alone to a worker, so that the next time it takes no other with it.
 
@@ -84,6 +86,15 @@ class Admission:
         if chain in self._outside:
             del self._outside[chain]
             self._outside[chain] = None
+
+    def lend(self, chain: ChainId) -> Admit | None:
+        """A second worker for a chain that holds one: it has a place and no chain whose image has come."""
+        idle = [w for w in self._open() if not self._holders[w] & self._ready and len(self._holders[w]) < self._limit]
+        if not idle:
+            return None
+        worker = min(idle, key=lambda w: len(self._holders[w]))
+        self._holders[worker].add(chain)
+        return Admit(chain, worker)
 
     def leave(self, chain: ChainId) -> None:
         """The chain ended, or was given up."""

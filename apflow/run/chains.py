@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -11,9 +12,12 @@ from distributed import Future
 from apflow.graph import Carried, failure_of
 from apflow.model.ledger import Ended, Failure, State
 from apflow.run.admission import Admit, ChainId, Evict
-from apflow.run.tasks import Promise, Tasks, units_of
+from apflow.run.chain import Chain, Second, chain_of
+from apflow.run.tasks import Promise, Tasks
 
 Post = Callable[[str, Any, Any], None]
+#: A straggler for which no worker is idle asks again after so long, seconds.
+_ASK_AGAIN_S = 1.0
 
 
 class Desk(Protocol):
@@ -37,57 +41,11 @@ class Desk(Protocol):
     def ended(self, visit: int, detector: int, ended: Ended | None) -> None:
         """Tell of a chain that ended; None when its worker tells how."""
 
+    def rerun(self, visit: int, detector: int, worker: str) -> None:
+        """Tell of a chain that was begun on a second worker."""
+
     def gathered(self, visit: int, carried: Carried) -> None:
         """Tell of gather steps that ended."""
-
-
-@dataclass(eq=False)
-class Chain:
-    """The calls for one detector, and how far they are."""
-
-    id: ChainId
-    detector: int
-    calls: list[Promise]
-    waits: list[Promise]  # those that take nothing of the chain: submitted at once, holding nothing
-    units: list[list[Promise]]  # the others, as tasks
-    shared: set[Promise]  # of these what is needed outside its task
-    label: str = ""
-    tries: int = 0
-    worker: str | None = None
-    future: Future[Any] | None = None
-    ended: bool = False
-    revived: bool = False  # it ended, and its result was lost
-    over: set[Promise] = field(default_factory=set)  # waits that came to their ends, be the result lost again or not
-
-    @property
-    def end(self) -> Promise:
-        """The last call."""
-        return self.calls[-1]
-
-    def release(self) -> None:
-        """Drop what was submitted on admission."""
-        if self.future is not None:
-            self.future.release()
-            self.future = None
-
-    def release_waits(self) -> None:
-        """Drop the waits; one that still waits is told by `apflow.graph.cancelled`."""
-        for wait in self.waits:
-            wait.release()
-
-
-def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise], fuse: bool) -> Chain:
-    """The chain that ends with `end`: of the detector's calls those that it needs."""
-    needed = {end}
-    for call in reversed(calls):
-        if call in needed:
-            needed.update(call.inputs())
-    kept = [call for call in calls if call in needed]
-    waits = [c for c in kept if c.node.waits and c is not end and not any(i.detector is not None for i in c.inputs())]
-    units = [unit for unit in (units_of(kept) if fuse else [[call] for call in kept]) if unit[0] not in waits]
-    shared = {made for unit in units for call in unit for made in call.inputs() if made not in unit}
-    assert end.detector is not None
-    return Chain(chain_id, end.detector, kept, waits, units, shared)
 
 
 @dataclass(eq=False)
@@ -103,6 +61,7 @@ class Chains:
     desk: Desk
     tasks: Tasks
     max_attempts: int
+    rerun_after_s: float
     fuse: bool
     post: Post
     by_index: dict[int, Chain] = field(default_factory=dict)
@@ -133,6 +92,17 @@ class Chains:
         admitted, self._admitted = [chain for chain in self._admitted if not chain.ended], []
         if admitted:
             self._submit(admitted)
+
+    def next_rerun(self) -> float:
+        """When the next chain has taken so long that it asks for a second worker."""
+        return min((c.rerun_unix for c in self.by_index.values() if c.may_rerun), default=float("inf"))
+
+    def ask_reruns(self, now: float) -> None:
+        """Ask for second workers of chains that take too long."""
+        for chain in self.by_index.values():
+            if chain.rerun_unix <= now and chain.may_rerun:
+                chain.rerun_unix = now + _ASK_AGAIN_S
+                self._changes.append(("lend", chain.id))
 
     def take_ended(self) -> list[tuple[int, Future[Any] | Ended]]:
         """Detectors that ended since last asked."""
@@ -171,6 +141,16 @@ class Chains:
         chain.worker = decision.worker
         self._admitted.append(chain)
 
+    def rerun(self, lent: Admit) -> None:
+        """Begin a chain on a second worker as well."""
+        chain = self.by_index[lent.chain.index]
+        if chain.may_rerun:
+            end, label = self._tasks_of(chain, lent.worker)
+            (future,) = self.tasks.submit([end])
+            chain.second = Second(lent.worker, label, future)
+            future.add_done_callback(lambda done: self.post("finished", chain, done))
+            self.desk.rerun(self.tasks.visit, chain.detector, lent.worker)
+
     def evict(self, decision: Evict) -> None:
         """Let a chain that only prefetched give its memory back."""
         chain = self.by_index[decision.chain.index]
@@ -192,6 +172,9 @@ class Chains:
     def lost(self, lost: Admit) -> None:
         """The worker of a chain died: begin anew, elsewhere and alone."""
         chain = self.by_index[lost.chain.index]
+        if chain.second is not None and lost.worker in (chain.worker, chain.second.worker):
+            (chain.take_second if lost.worker == chain.worker else chain.release_second)()
+            return
         if chain.ended or chain.worker != lost.worker:
             return
         self._admitted = [other for other in self._admitted if other is not chain]
@@ -204,6 +187,12 @@ class Chains:
 
     def finished(self, chain: Chain, future: Future[Any]) -> None:
         """The last step of a chain came to its end, or was lost."""
+        if chain.second is not None and not chain.ended:
+            is_second, is_over = chain.second.future is future, future.status == "finished"
+            if (is_second and is_over) or (chain.future is future and not is_over):
+                chain.take_second()
+            elif is_second:
+                chain.release_second()
         if chain.future is not future or chain.ended:
             return
         if future.status == "finished":
@@ -245,8 +234,9 @@ class Chains:
         self._note_ready(chain)
 
     def _note_ready(self, chain: Chain) -> None:
-        if len(chain.over) == len(chain.waits):
+        if chain.is_ready:
             self._changes.append(("ready", chain.id))
+            chain.rerun_unix = time.time() + self.rerun_after_s
 
     def _gave_up(self, chain: Chain, future: Future[Any]) -> bool:
         chain.tries += 1
@@ -261,6 +251,7 @@ class Chains:
 
     def _end(self, chain: Chain, result: Future[Any] | Ended) -> None:
         chain.ended = True
+        chain.release_second()
         chain.release_waits()
         (self._regained if chain.revived else self._fresh).append((chain.detector, result))
         self.desk.ended(self.tasks.visit, chain.detector, result if isinstance(result, Ended) else None)
@@ -275,15 +266,23 @@ class Chains:
     def _submit(self, chains: Sequence[Chain]) -> None:
         ends = []
         for chain in chains:
-            chain.label = label = self._label(chain, chain.end)
-            made: dict[Promise, Any] = {}
-            for unit in chain.units:
-                keep = [call for call in unit if call in chain.shared]
-                made |= dict.fromkeys(unit, self.tasks.task(unit, label, made, chain.worker, keep))
-            ends.append(self.tasks.delivery(made[chain.end], label))
+            assert chain.worker is not None
+            end, chain.label = self._tasks_of(chain, chain.worker)
+            ends.append(end)
+            if chain.is_ready:
+                chain.rerun_unix = time.time() + self.rerun_after_s
         for chain, future in zip(chains, self.tasks.submit(ends), strict=True):
             chain.future = future
             future.add_done_callback(lambda done, chain=chain: self.post("finished", chain, done))
+
+    def _tasks_of(self, chain: Chain, worker: str) -> tuple[Any, str]:
+        """The last task of a chain that is pinned to a worker, and the label of its tasks."""
+        label = self._label(chain, chain.end)
+        made: dict[Promise, Any] = {}
+        for unit in chain.units:
+            keep = [call for call in unit if call in chain.shared]
+            made |= dict.fromkeys(unit, self.tasks.task(unit, label, made, worker, keep))
+        return self.tasks.delivery(made[chain.end], label), label
 
     def _label(self, chain: Chain, call: Promise) -> str:
         return self.desk.attempt(self.tasks.visit, call.node.name, self.desk.label_of(chain.detector))

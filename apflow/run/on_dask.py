@@ -20,7 +20,7 @@ from distributed import Client
 from apflow.errors import BadRequest
 from apflow.graph import Carried, active
 from apflow.model.ledger import Ended
-from apflow.run import ChainEnded, GatherEnded, OnEvent, StepCounts, result_of, visit_id
+from apflow.run import ChainEnded, GatherEnded, OnEvent, Rerun, StepCounts, WorkerChanged, result_of, visit_id
 from apflow.run.admission import Admission, ChainId
 from apflow.run.tasks import Tasks
 from apflow.run.visit import Limits, VisitRun
@@ -101,6 +101,10 @@ class DaskRunner:
         A batch closes this long after its first detector ended.
     chains_per_worker : `int`
         Detector chains that may hold images, templates or calibs on one worker.
+    rerun_after_s : `float`
+        A detector that has not ended this long after its image came, and a
+        worker took it, is begun on an idle worker as well: the first to end is
+        taken, the other dropped.
     max_attempts : `int`
         Times that a chain or a gather is submitted when Dask gives it up.
     fuse : `bool`
@@ -115,8 +119,8 @@ class DaskRunner:
     step_timeout_s : `float`
         A worker that computes one step for longer is restarted.
     on_event
-        Called with `apflow.run.ChainEnded`, `GatherEnded` and `StepCounts`, by
-        threads of the runner: it must be quick and not raise.
+        Called with `apflow.run.ChainEnded`, `GatherEnded`, `Rerun`, `StepCounts`
+        and `WorkerChanged`, by threads of the runner: it must be quick and not raise.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class DaskRunner:
         label_of: Callable[[int], str] = str,
         gather_after_s: float = 5.0,
         chains_per_worker: int = 2,
+        rerun_after_s: float = 40.0,
         max_attempts: int = 3,
         fuse: bool = False,
         deadline_s: float = 300.0,
@@ -135,7 +140,7 @@ class DaskRunner:
         on_event: OnEvent | None = None,
     ) -> None:
         self._client, self._group_of, self.label_of = client, group_of, label_of
-        self._limits = Limits(gather_after_s, deadline_s, gather_deadline_s, max_attempts, fuse)
+        self._limits = Limits(gather_after_s, rerun_after_s, deadline_s, gather_deadline_s, max_attempts, fuse)
         self._on_event = on_event or (lambda event: None)
         self._lock = threading.Lock()
         self._admission = Admission(chains_per_worker)
@@ -144,6 +149,7 @@ class DaskRunner:
         self._attempts: dict[int, dict[tuple[str, str], int]] = {}
         self._ends: dict[tuple[int, int], Ended | None] = {}  # told by one side only: the worker, or the driver (None)
         self._closed = False
+        self._workers: frozenset[str] = frozenset()
         self._scheduler = str(client.scheduler_info(n_workers=0)["address"])
         self._topic = f"apflow-{client.id}-{next(_RUNNERS)}"
         client.subscribe_topic(self._topic, self._heard)
@@ -238,6 +244,8 @@ class DaskRunner:
                         self._admission.ready(chain)
                     case "leave":
                         self._admission.leave(chain)
+                    case "lend" if (lent := self._admission.lend(chain)) is not None:
+                        self._post("lent", chain, lent)
             self._decide()
 
     def attempt(self, visit: int, step: str, label: str) -> str:
@@ -266,7 +274,11 @@ class DaskRunner:
             if ended is None:
                 self._ends[visit, detector] = None  # the worker's word is on its way
         if ended is not None:
-            self._on_event(ChainEnded(visit, ended))
+            self._tell_end(visit, ended)
+
+    def rerun(self, visit: int, detector: int, worker: str) -> None:
+        """See `apflow.run.chains.Desk`."""
+        self._on_event(Rerun(visit, detector, worker))
 
     def gathered(self, visit: int, carried: Carried) -> None:
         """See `apflow.run.chains.Desk`."""
@@ -284,7 +296,7 @@ class DaskRunner:
                     else:
                         self._ends[visit, ended.detector] = ended
                 if known:
-                    self._on_event(ChainEnded(visit, ended))
+                    self._tell_end(visit, ended)
             case ("workers", workers, _):
                 self._workers_are(workers)
             case ("counts", counts):
@@ -293,7 +305,20 @@ class DaskRunner:
                 for visit in visits:
                     self._on_event(StepCounts(visit, counts.get(visit, {})))
 
+    def _tell_end(self, visit: int, ended: Ended) -> None:
+        label = self.label_of(ended.detector)
+        with self._lock:
+            begun = [n for (_, other), n in self._attempts.get(visit, {}).items() if other == label]
+            attempts = max(begun, default=1) - self._earlier(visit)
+        self._on_event(ChainEnded(visit, ended, max(attempts, 1)))
+
     def _workers_are(self, workers: list[str]) -> None:
+        now = frozenset(workers)
+        changes = [WorkerChanged(w, True) for w in sorted(self._workers - now)]
+        changes += [WorkerChanged(w, False) for w in sorted(now - self._workers)]
+        self._workers = now
+        for change in changes:
+            self._on_event(change)
         with self._lock:
             for lost in self._admission.set_workers(workers):
                 self._post("lost", lost.chain, lost)

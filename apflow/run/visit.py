@@ -24,6 +24,7 @@ class Limits:
     """Of one visit: see `apflow.run.on_dask.DaskRunner`."""
 
     gather_after_s: float
+    rerun_after_s: float
     deadline_s: float
     gather_deadline_s: float
     max_attempts: int
@@ -38,7 +39,7 @@ class VisitRun:
         self._posts: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
         self._deadline = time.time() + limits.deadline_s
         self._calls: dict[int, list[Promise]] = {}
-        self._chains = Chains(desk, tasks, limits.max_attempts, limits.fuse, self.post)
+        self._chains = Chains(desk, tasks, limits.max_attempts, limits.rerun_after_s, limits.fuse, self.post)
         self._groups: list[Group] = []  # submitted, not settled
         self._body: Group | None = None  # what the loop over gathers() builds just now
         self._looped = False
@@ -108,7 +109,7 @@ class VisitRun:
 
     def _pump(self, until: float) -> None:
         """Take all that was posted; wait for it until `until` or a deadline at most."""
-        until = min([until, self._deadline, *[group.expires_unix for group in self._groups]])
+        until = min([until, self._deadline, self._chains.next_rerun(), *[group.expires_unix for group in self._groups]])
         try:
             posts = [self._posts.get(timeout=max(0.0, min(until - time.time(), 3600.0)))]
             while not self._posts.empty():
@@ -117,8 +118,9 @@ class VisitRun:
             posts = []
         for what, about, future in posts:
             self._take(what, about, future)
-        self._chains.flush()
         now = time.time()
+        self._chains.ask_reruns(now)
+        self._chains.flush()
         if now >= self._deadline:
             self._deadline = float("inf")
             self._chains.end_all(State.FAILED, "deadline")
@@ -136,6 +138,8 @@ class VisitRun:
                 self._chains.admit(about)
             case "evict":
                 self._chains.evict(about)
+            case "lent":
+                self._chains.rerun(about)
             case "lost":
                 self._chains.lost(about)
             case "workers":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from distributed import get_worker, secede
 
 from apflow.graph import Carried, Node, failed_input, guarded
+from apflow.logs import about
 from apflow.model.ledger import Ended
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +69,16 @@ def perform(call: Call, *made: Made) -> Made:
         arguments = {name: _filled(argument, made, here) for name, argument in step.arguments.items()}
         if step.node.waits and failed_input(arguments) is None:
             secede()  # blocks from here on: gives its slot back
-        here[step.node.name] = guarded(step.node, arguments, call.detector, str(worker.name), unwanted)
+        with about(visit=call.visit, detector=call.detector, step=step.node.name):
+            here[step.node.name] = guarded(step.node, arguments, call.detector, str(worker.name), unwanted)
         del arguments
         for name in step.drop:
             del here[name]
     if not call.last:
         return here if len(call.steps) > 1 else here.popitem()[1]
     ended = here.popitem()[1].ended()
+    with about(visit=call.visit, detector=call.detector):
+        _log.info("ended: %s", ended.failure.state if ended.failure else "its steps are done")
     worker.log_event(call.topic, pickle.dumps(("ended", call.visit, dataclasses.replace(ended, value=None))))
     return ended
 

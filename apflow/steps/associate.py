@@ -19,10 +19,11 @@ from apflow.io.ppdb import open_ppdb
 from apflow.io.ppdb.interface import Wanted
 from apflow.model.exposure import Exposure
 from apflow.model.ids import mid_night
-from apflow.model.products import Associated, Difference, History, Plan
+from apflow.model.products import Associated, Difference, History, Plan, Snaps
 from apflow.model.region import Region
 from apflow.pixels.forced import forced_flux
 from apflow.pixels.inject import touched
+from apflow.steps.shed import is_shed
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +106,12 @@ def associate(sources: pd.DataFrame, history: History, config: Config) -> Associ
 
 @node
 def force_photometry(
-    associated: Associated, history: History, difference: Difference, science: Exposure, config: Config
+    associated: Associated, history: History, difference: Difference, science: Exposure, snaps: Snaps, config: Config
 ) -> pd.DataFrame:
-    """DiaForcedSources: PSF fluxes on the difference and science images at DiaObjects, detected or by rules."""
+    """DiaForcedSources: PSF fluxes on the difference and science images at DiaObjects, detected or by rules.
+
+    None of a detector that is so late that its alerts come first.
+    """
     info, wcs = science.info, science.wcs
     assert info is not None and wcs is not None
     settings = config.associate
@@ -117,12 +121,15 @@ def force_photometry(
         min_sources=settings.forced_min_sources,
         min_reliability=settings.forced_min_reliability,
     )
+    shed = is_shed(snaps, config, "forced photometry")
+    if shed:
+        objects = objects.iloc[:0]
     x, y = wcs.sky_to_pixel(objects["ra"].to_numpy(float), objects["dec"].to_numpy(float))
     flux, flux_err = forced_flux(difference.exposure, x, y)
     science_flux, science_flux_err = forced_flux(science, x, y)
     # Nothing in a DiaForcedSource says that a fake's light is in it.
     measured = np.isfinite(flux) & np.isfinite(flux_err) & ~touched(science, x, y)
-    return forced_rows(
+    rows = forced_rows(
         objects[measured],
         psf_flux=flux[measured],
         psf_flux_err=flux_err[measured],
@@ -133,3 +140,5 @@ def force_photometry(
         band=info.band,
         midpoint_mjd_tai=info.mjd_mid_tai,
     )
+    rows.attrs["is_shed"] = shed
+    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -36,8 +37,9 @@ from apflow.model.products import (
 )
 from apflow.pixels.cutouts import cut, cutout_size
 from apflow.pixels.inject import difference_snr, without_fakes
+from apflow.steps.shed import is_shed
 
-_INJECTED = "injected_sources"
+_INJECTED, _IMAGE = "injected_sources", "difference_image"
 #: Columns of DiaSource whose true values are counted.
 _FLAGS = {"negative": "isNegative", "dipoles": "isDipole"}
 
@@ -69,10 +71,11 @@ def package_alerts(
     metrics |= association_metrics(associated, history, forced, packets)
     injected = _injected(difference, science)
     metrics |= injection_metrics(injected, associated.sources) if injected is not None else {}
+    shed = {_IMAGE} if is_shed(snaps, config, "the difference image") else set()
     paths = {
         name: output_path(config.butler, name, visit, info.detector, plan.run)
         for name in OUTPUTS
-        if name != _INJECTED or injected is not None
+        if (name != _INJECTED or injected is not None) and name not in shed
     }
     result = DetectorResult(
         visit=visit,
@@ -94,7 +97,8 @@ def package_alerts(
     )
     record = provenance(plan, info.detector, snaps, config)
     write_provenance(paths["ap_provenance"], record)
-    write_exposure(paths["difference_image"], difference.exposure, keywords(record), difference.kernel)
+    if _IMAGE in paths:
+        write_exposure(paths[_IMAGE], difference.exposure, keywords(record), difference.kernel)
     write_catalogues(result)
     if injected is not None:
         write_table(paths[_INJECTED], injected)
@@ -121,7 +125,7 @@ def association_metrics(
         "n_known_objects": float(len(history.objects)),
         "n_new_objects": float((~known).sum()),
         "n_ss_sources": float(len(associated.ss_sources)),
-        "n_forced": float(len(forced)),
+        "n_forced": math.nan if forced.attrs.get("is_shed") else float(len(forced)),
         "n_packets": float(len(packets)),
         "n_alerts_trimmed": float(sum(p.trimmed > 0 for p in packets)),
         "packets_bytes": float(sum(len(p.datum) for p in packets)),

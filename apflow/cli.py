@@ -23,6 +23,7 @@ from apflow.commands import (
     listen,
     metrics,
     night,
+    plan,
     ppdb,
     replay,
     report,
@@ -30,6 +31,7 @@ from apflow.commands import (
     services,
     simulate,
     submit,
+    watch,
 )
 from apflow.commands.options import Alerts, Ppdb, number, parse_size
 from apflow.errors import ApflowError, BadRequest, ServiceError
@@ -71,10 +73,12 @@ app.command()(ephemerides.ephemerides)
 app.command()(explain.explain)
 app.command()(ingest.ingest)
 app.command()(listen.listen)
+app.command()(plan.plan)
 app.command()(replay.replay)
 app.command()(report.report)
 app.command()(score.score)
 app.command()(simulate.simulate)
+app.command()(watch.watch)
 
 
 def _version(wanted: bool) -> None:

@@ -19,6 +19,8 @@ from apflow.config_tables import Invocation, Kafka
 from apflow.errors import BadRequest
 from apflow.io.butler import create_repository
 from apflow.io.kafka.consume import AlertConsumer
+from apflow.io.records import night_folder, nights, read_records
+from apflow.model.record import Record
 from apflow.operate.listen.journal import Journal
 from apflow.operate.listen.start import Request, listen
 from apflow.operate.prepare import simulation_pool
@@ -101,6 +103,36 @@ def test_an_event_then_images_then_alerts(announced: tuple[Field, list[str]]):
     assert any("nextVisit.nimages 7 is not accepted: 0 to 2" in line for line in told)
 
 
+def test_records_tell_what_the_ledger_knows(announced: tuple[Field, list[str]]):
+    """The second visit was cancelled first and taken then: what came last stands."""
+    mine, _ = announced
+    check_records(mine)
+    records = recorded(mine)
+    second = [r.outcome for r in records if r.kind == "ended" and r.visit == mine.visits[1].visit]
+    assert second == ["cancelled", "cancelled", "done", "done"]
+    steps = {r.step for r in records if r.kind == "step" and r.visit == mine.visits[0].visit and r.detector == 3}
+    assert {"calibrate", "subtract", "associate"} <= steps
+    assert all(0 <= r.stop_unix - r.start_unix < 60 for r in records if r.kind in ("step", "batch"))
+
+
+def recorded(mine: Field) -> list[Record]:
+    found = []
+    for day in nights(mine.root):
+        found += read_records(night_folder(mine.root, day))[0]
+    return found
+
+
+def check_records(mine: Field) -> None:
+    """The last of the records of each detector-visit is its row of the ledger."""
+    last = {(r.visit, r.detector): r for r in recorded(mine) if r.kind == "ended"}
+    ledger = mine.table("ledger")
+    assert {key: r.outcome for key, r in last.items()} == {
+        (row.visit, row.detector): row.state for row in ledger.itertuples()
+    }
+    for row in ledger.itertuples():
+        assert last[row.visit, row.detector].numbers["n_alerts"] == row.n_alerts
+
+
 def test_offsets_are_committed_when_it_is_written_down(announced: tuple[Field, list[str]]):
     mine, _ = announced
     entries = journal(mine.root)
@@ -139,6 +171,7 @@ def test_images_alone_and_a_wrong_event_and_a_crash_give_the_same(
         told = service.until(f"visit {second.visit} begins anew")
         assert "pointing off by 1.70 deg" in told
         service.until(f"visit {second.visit}: 2 done")
+    check_records(mine)
     ledger = mine.table("ledger")
     assert ledger["state"].tolist() == 4 * ["done"] and not ledger.duplicated(["visit", "detector"]).any()
     ours, theirs = products(mine), products(announced[0])

@@ -156,7 +156,7 @@ def read_ledger(submission: Submission, config: Config) -> dict[int, Outcome]:
     visit = parse_image_name(submission.arguments.images[0]).exposure
     # A job that timed out may have been the first to come, and have made no tables.
     with open_ppdb(config.ppdb_url, create=True) as database:
-        return {outcome.detector: outcome for outcome in outcomes_of(database) if outcome.visit == visit}
+        return {outcome.detector: outcome for outcome in outcomes_of(database, [visit])}
 
 
 def died(reports: tuple[TaskReport, ...]) -> tuple[int, ...]:

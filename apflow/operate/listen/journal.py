@@ -91,16 +91,7 @@ class Journal:
 
     def entries(self, since_unix: float) -> Iterator[dict[str, Any]]:
         """Entries since a time, oldest first; a last line that a crash cut off is left out."""
-        for file in sorted(self._folder.glob("*.jsonl")):
-            if file.stem < _day(since_unix):
-                continue
-            for line in file.read_bytes().split(b"\n"):
-                try:
-                    entry = json.loads(line) if line else None
-                except ValueError:
-                    continue
-                if entry is not None and entry["unix"] >= since_unix:
-                    yield entry
+        return entries(self._folder, since_unix)
 
     def unfinished(self, now_unix: float) -> dict[int, Visit]:
         """Visits that were started and did not end, by their ids."""
@@ -142,6 +133,20 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def entries(folder: Path, since_unix: float) -> Iterator[dict[str, Any]]:
+    """Entries of the journal in a folder since a time, oldest first; its service may be writing."""
+    for file in sorted(folder.glob("*.jsonl")):
+        if file.stem < _day(since_unix):
+            continue
+        for line in file.read_bytes().split(b"\n"):
+            try:
+                entry = json.loads(line) if line else None
+            except ValueError:
+                continue
+            if entry is not None and entry["unix"] >= since_unix:
+                yield entry
 
 
 def target_from(entry: Mapping[str, Any]) -> Visit | CalibrationExposure:

@@ -26,9 +26,11 @@ from apflow.model.ledger import Outcome, State
 from apflow.model.products import Preparation
 from apflow.model.visit import Visit
 from apflow.operate.calibration.report import keep_report
+from apflow.operate.detector import outcomes_of
 from apflow.operate.listen.actions import Prepare, Restart, Start, Target
 from apflow.operate.listen.journal import Journal
 from apflow.operate.listen.rules import RAW_CALIBRATION
+from apflow.operate.night.recorder import Recorder
 from apflow.run.on_dask import DaskRunner, VisitHandle
 
 _log = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ class Runs:
     journal : `Journal`
     detectors : sequence of `int`
         Those that are processed, of whatever is expected.
+    recorder : `Recorder`
+        Is told of visits and their ends.
     post : callable
         Called by other threads with the number and the handle of a run that
         came to its end; `ended` is to be called with both.
@@ -95,10 +99,11 @@ class Runs:
         config: Config,
         journal: Journal,
         detectors: Sequence[int],
+        recorder: Recorder,
         post: Callable[[int, VisitHandle], None],
     ) -> None:
         self._runner, self._ppdb, self._config, self._journal = runner, ppdb, config, journal
-        self.detectors, self._post = tuple(detectors), post
+        self.detectors, self._recorder, self._post = tuple(detectors), recorder, post
         self._live: dict[int, _Run] = {}
         self._next: dict[int, Start] = {}
         self._prepared = 0
@@ -106,6 +111,10 @@ class Runs:
     def busy(self) -> bool:
         """Whether anything runs, or is to run."""
         return bool(self._live or self._next)
+
+    def n_live(self) -> int:
+        """How many run."""
+        return len(self._live)
 
     def prepare(self, action: Prepare) -> bool:
         """Begin to make ready for a visit; whether its graph has such a part."""
@@ -134,6 +143,15 @@ class Runs:
             self._next[number] = action
             return -1
         return self._begin(action)
+
+    def put_off(self, visit: Target) -> bool:
+        """Give up what runs for a visit without an end, for the time being; whether anything did."""
+        run = self._live.get(visit.visit)
+        if run is None:
+            return False
+        run.dropped = True
+        run.handle.drop()
+        return True
 
     def cancel(self, visit: Target, reason: str) -> None:
         """End every unfinished detector as cancelled."""
@@ -165,6 +183,8 @@ class Runs:
             return Ended(run.visit, {str(State.FAILED): len(run.detectors)}, cause=cause)
         outcomes: Sequence[Outcome] = result
         states = Counter(str(o.state) for o in outcomes)
+        if isinstance(run.visit, Visit):
+            self._recorder.ended(number, outcomes)
         self._journal.ended(time.time(), number, states)
         return Ended(
             run.visit, states, sum(o.n_alerts for o in outcomes), next((o.cause for o in outcomes if o.cause), "")
@@ -174,7 +194,10 @@ class Runs:
         """Write a terminal state for the detectors that have none; of calibrations the ledger knows nothing."""
         left = self._left(visit, detectors or self.detectors, again=False)
         if isinstance(visit, Visit):
-            self._ppdb.settle([Outcome(visit.instrument, visit.visit, d, state, cause, "listen") for d in left])
+            outcomes = [Outcome(visit.instrument, visit.visit, d, state, cause, "listen") for d in left]
+            self._recorder.started(visit, left)
+            self._ppdb.settle(outcomes)
+            self._recorder.ended(visit.visit, outcomes)
         self._journal.ended(time.time(), visit.visit, {str(state): len(left)})
 
     def since(self, number: int) -> float:
@@ -185,6 +208,8 @@ class Runs:
         wanted = self.detectors if action.detectors is None else sorted(set(self.detectors) & set(action.detectors))
         again = isinstance(action, Restart)
         left = self._left(action.visit, wanted, again)
+        if isinstance(action.visit, Visit):
+            self._record(action.visit, left)
         if not left:
             return 0
         self._journal.started(time.time(), action.visit, action.graph, left, again)
@@ -194,6 +219,14 @@ class Runs:
         visit = self._reachable(action.visit) if isinstance(action.visit, Visit) else action.visit
         self._run(GRAPHS[action.graph], action.graph, visit, left, config)
         return len(left)
+
+    def _record(self, visit: Visit, left: Sequence[int]) -> None:
+        """A visit begins; ends that an earlier service had no time to tell are told again."""
+        told = self._recorder.knows(visit.visit)
+        ended = [o for o in outcomes_of(self._ppdb, [visit.visit]) if o.detector not in left]
+        self._recorder.started(visit, [*left, *(o.detector for o in ended)])
+        if ended and not told:
+            self._recorder.ended(visit.visit, ended, all_of_it=not left)
 
     def _run(
         self, graph: Graph, name: str, visit: Target, detectors: Sequence[int], config: Config, group: str = ""

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +44,7 @@ class Service:
     config : `Config`
     camera : `Camera`
     check : callable
-        Raises what is wrong with threads beside this one.
+        Called often, with this; raises what is wrong elsewhere.
     tell : callable
         Called with a line for whoever watches.
     """
@@ -56,7 +56,7 @@ class Service:
         journal: Journal,
         config: Config,
         camera: Camera,
-        check: Callable[[], None],
+        check: Callable[[Service], None],
         tell: Callable[[str], None],
     ) -> None:
         self._desk, self._doors, self._journal = desk, doors, journal
@@ -64,6 +64,10 @@ class Service:
         self._check, self._tell = check, tell
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._draining = False
+        self._later: deque[Restart] = deque()
+        self._filling: Restart | None = None
+        self._came_s = time.monotonic()
         self._threads: list[threading.Thread] = []
         self._open_doors = len(doors)
         self._runs: Runs
@@ -96,6 +100,30 @@ class Service:
                 self._turn()
         finally:
             self.close()
+
+    def drain(self) -> None:
+        """Begin nothing more, and be over when what runs has ended; what comes in waits for the next service."""
+        if not self._draining:
+            self._draining = True
+            for door in self._doors:
+                door.close()
+            self._tell(f"draining: {self._runs.n_live()} visits or calibrations are under way")
+
+    def again(self, visit: Target, graph: str, detectors: tuple[int, ...], reason: str, *, idle: bool) -> None:
+        """Process those detectors of a visit that are not done.
+
+        At once, or `idle`: when nothing was begun for the configured time; a
+        visit that is announced goes before it.
+        """
+        restart = Restart(visit, graph, detectors, instead_of=visit, reason=reason)
+        if idle:
+            self._later.append(restart)
+        else:
+            self._start(restart, time.monotonic())
+
+    def n_later(self) -> int:
+        """How many visits wait until nothing else is to be done."""
+        return len(self._later)
 
     def close(self) -> None:
         """End the threads."""
@@ -139,6 +167,8 @@ class Service:
     # The loop.
 
     def _is_over(self) -> bool:
+        if self._draining:
+            return not self._runs.busy()
         return (
             bool(self._doors)
             and not self._open_doors
@@ -154,10 +184,13 @@ class Service:
         try:
             what, *about = self._inbox.get(timeout=wait_s)
         except queue.Empty:
-            self._check()
             what, about = "", []
+        self._check(self)
+        if self._draining and what in ("", "notice", "sightings"):
+            return
         if not what or (due_unix is not None and time.time() >= due_unix):
             self._do(self._desk.tick(time.time()), time.monotonic())
+            self._fill_gap()
         match what:
             case "notice":
                 self._take(*about)
@@ -213,7 +246,22 @@ class Service:
                     self.counts["ignored"] += 1
                     self._tell(f"{action.what} is ignored: {action.reason}")
 
+    def _fill_gap(self) -> None:
+        """Begin what can wait, one visit at a time."""
+        idle_s = time.monotonic() - self._came_s
+        if self._later and not self._runs.busy() and idle_s >= self._config.night.catch_up_after_s:
+            self._filling = self._later.popleft()
+            self._begin(self._filling, time.monotonic())
+
     def _start(self, action: Start, since: float) -> None:
+        self._came_s = time.monotonic()
+        filling, self._filling = self._filling, None
+        if filling is not None and self._runs.put_off(filling.visit):
+            self._later.appendleft(filling)
+            self._tell(f"{_name(filling.visit)} steps aside")
+        self._begin(action, since)
+
+    def _begin(self, action: Start, since: float) -> None:
         target = action.visit
         if isinstance(target, Visit):
             self._runs.end_preparation(target.group)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astropy.time import Time
+from distributed import Client
 
 from apflow.config import Config
 from apflow.errors import BadRequest, ServiceError
@@ -27,11 +28,12 @@ from apflow.operate.listen.rules import load_rules
 from apflow.operate.listen.runs import GRAPHS, Runs
 from apflow.operate.listen.service import Service
 from apflow.operate.local_run import CORES, MAX_WORKERS, runner_of, workers_here
+from apflow.operate.night.recorder import Recorder
 from apflow.operate.recover import recover
 from apflow.operate.repository import repository_config
 
 #: Modules that workers import while they start.
-_WARM_UP = tuple(graph.__module__ for graph in GRAPHS.values())
+WARM_UP = tuple(graph.__module__ for graph in GRAPHS.values())
 #: Beyond the wait for its images, a visit or calibration has this long, seconds, even on a machine that is small for
 #: it: 25 calibrations of the focal plane in a row may take 1200 s (LSE-61, DMS-REQ-0131), and others go before them.
 _DEADLINE_S = 1800.0
@@ -54,15 +56,34 @@ class Request:
     alerts: str = ""
     rules: str = ""
     image_timeout_s: float | None = None
+    day_obs: int = 0  # night to which belongs what is about no visit; 0: that of the clock
 
 
-def listen(request: Request, tell: Callable[[str], None]) -> None:
+@contextlib.contextmanager
+def cluster_here(request: Request) -> Iterator[Client]:
+    """The cluster of ``apflow listen``: on this machine, as long as the service."""
+    workers = request.workers or CORES
+    with workers_here(workers, WARM_UP) as client:
+        client.wait_for_workers(workers + 1, timeout=60)
+        yield client
+
+
+def listen(
+    request: Request,
+    tell: Callable[[str], None],
+    cluster: Callable[[Request], contextlib.AbstractContextManager[Client]] = cluster_here,
+    look: Callable[[Service], None] = lambda service: None,
+) -> None:
     """Serve until interrupted, or until a file or standard input ended and all is done.
 
     Parameters
     ----------
     tell : callable
         Called with a line for whoever watches.
+    cluster : callable
+        Gives the client of a cluster whose workers are there.
+    look : callable
+        Called often with the service; raises what ends it.
 
     Raises
     ------
@@ -75,7 +96,7 @@ def listen(request: Request, tell: Callable[[str], None]) -> None:
         raise BadRequest(f"--workers {request.workers} is not accepted: 0 (one a core) to {MAX_WORKERS}")
     config = _config(request)
     camera = load_camera(config.camera, config.size)
-    detectors, workers = camera.select(request.detectors), request.workers or CORES
+    detectors = camera.select(request.detectors)
     rules = load_rules(config.invocation.rules, GRAPHS)
     now = time.time()
     desk = Desk(camera, config, rules, tai_minus_utc_s=float(Time(now, format="unix").unix_tai) - now)
@@ -84,21 +105,27 @@ def listen(request: Request, tell: Callable[[str], None]) -> None:
         embedded(config.kafka) as kafka,
         open_ppdb(config.ppdb_url, create=True) as ppdb,
         _doors(request, dataclasses.replace(config, kafka=kafka), camera) as doors,
-        workers_here(workers, _WARM_UP) as client,
+        cluster(request) as client,
+        Recorder(config.butler) as recorder,
     ):
+        recorder.day = request.day_obs
         config = dataclasses.replace(config, kafka=kafka)
         deadline_s = config.timing.image_timeout_s + _DEADLINE_S
-        client.wait_for_workers(workers + 1, timeout=60)
         _recover(ppdb, journal, config)
         ingestor = Ingestor(config.butler, request.landing or Path(config.butler) / "landing")
-        service = Service(desk, doors, journal, config, camera, ingestor.check, tell)
+
+        def check(service: Service) -> None:
+            ingestor.check()
+            look(service)
+
+        service = Service(desk, doors, journal, config, camera, check, tell)
         with (
             Delivery(ppdb, config) if kafka.bootstrap else contextlib.nullcontext(),
-            runner_of(client, camera, config, deadline_s) as runner,
+            runner_of(client, camera, config, deadline_s, recorder.event) as runner,
             ingestor,
         ):
             tell(f"listening for {camera.instrument}: {_described(doors)}; dashboard {client.dashboard_link}")
-            service.run(Runs(runner, ppdb, config, journal, detectors, service.post_ended))
+            service.run(Runs(runner, ppdb, config, journal, detectors, recorder, service.post_ended))
 
 
 def _config(request: Request) -> Config:
@@ -142,6 +169,6 @@ def _recover(ppdb: Ppdb, journal: Journal, config: Config) -> None:
     """Publish and register what an earlier service stored but did not bring to its end."""
     begun: dict[int, Visit] = journal.unfinished(time.time())
     if begun:
-        outcomes = [o for o in outcomes_of(ppdb) if o.visit in begun]
+        outcomes = outcomes_of(ppdb, list(begun))
         with contextlib.suppress(ServiceError):  # alerts go on waiting in the outbox
             recover(ppdb, list(begun.values()), outcomes, config)

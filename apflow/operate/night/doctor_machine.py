@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata as metadata
-import math
 import os
 import platform
 import re
@@ -19,13 +18,10 @@ import psutil
 from apflow import __version__
 from apflow.model.camera import Camera
 from apflow.operate.night.finding import Finding, failure, fine, warning
+from apflow.operate.night.plan import plan_night
 
-#: Measured on a full CCD: CPU seconds from raw to alerts, GiB that a worker needs for one, MB that it leaves on disk.
-CORE_S_PER_CCD, WORKER_GIB, DISK_MB_PER_CCD = 3.5, 2.0, 53.0
-#: A CCD of 4k x 4k, which those figures are of.
-_FULL_PX = 16.3e6
-#: CPU seconds of a CCD that do not depend on its pixels.
-_FIXED_CORE_S = 0.35
+#: Measured on a full CCD of 4k x 4k: GiB that a worker needs for one, MB that it leaves on disk.
+WORKER_GIB, DISK_MB_PER_CCD, _FULL_PX = 2.0, 53.0, 16.3e6
 #: Of a night of LSST; below room for as many there is a warning.
 _NIGHT_VISITS = 1000
 #: A connection to each worker and its nanny, and files of the Butler, the PPDB and the archive.
@@ -97,10 +93,8 @@ def _cluster(kind: str) -> Finding:
 
 
 def needed_cores(camera: Camera, cadence_s: float) -> int:
-    """Cores that keep up with a visit every `cadence_s`: live CCDs times CPU seconds of one, over the cadence."""
-    science = [d for d in camera.detectors if d.purpose == "SCIENCE"]
-    core_s = sum(_FIXED_CORE_S + (CORE_S_PER_CCD - _FIXED_CORE_S) * d.nx * d.ny / _FULL_PX for d in science)
-    return max(1, math.ceil(core_s / cadence_s))
+    """Cores that keep up with a visit every `cadence_s` seconds, see `apflow.operate.night.plan`."""
+    return plan_night(camera, visit_every_s=cadence_s).keeping_up
 
 
 def _size(camera: Camera, cadence_s: float) -> Iterator[Finding]:

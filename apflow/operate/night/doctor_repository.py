@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astropy.time import Time
+from sqlalchemy.exc import DatabaseError
 
 from apflow.errors import ApflowError, BadRequest
 from apflow.io.butler import Repository
@@ -80,8 +81,9 @@ def check_repository(root: Path, fields: Sequence[Field], now: Time) -> Iterator
     except ApflowError as error:
         yield failure("Butler", str(error), f"apflow init {root}, or give the right --butler")
         return
-    except OSError as error:
-        yield failure("Butler", f"{root}: {error}", "give back what is missing of the repository")
+    except (OSError, DatabaseError) as error:
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        yield failure("Butler", f"{root}: {cause}", "give back what is missing of the repository")
         return
     with repository:
         yield _butler(repository)

@@ -21,7 +21,7 @@ from apflow.io.records import iterate_records, night_folder, nights
 from apflow.model.camera import load_camera
 from apflow.operate.night.ranges import load_ranges
 from apflow.operate.night.report_figures import performance
-from apflow.operate.night.report_ledger import ledger_nights, ledger_records
+from apflow.operate.night.report_ledger import ledger_nights, ledger_records, with_publication
 from apflow.operate.night.report_page import page
 from apflow.operate.night.report_quality import quality
 from apflow.operate.night.report_sources import calibrations, fakes_score, ledger_counts, outbox_counts, worst_stamps
@@ -114,6 +114,8 @@ def write_night_report(
             tables = collect(record for record, _ in iterate_records(night_folder(root, day_obs)))
         else:
             tables = collect(ledger_records(opened, config, day_obs))
+        if opened is not None:
+            tables = with_publication(tables, opened, day_obs)
         told = quality(tables, ranges)
         asked = _asked(opened, tables, told["worst_detectors"], day_obs, config)
     ran = performance(tables, config.fleet.latency_s, ranges, asked.outbox, asked.stored)

@@ -6,6 +6,7 @@ retries, re-runs and losses of workers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from apflow.io.ppdb import Ppdb
 from apflow.model.ap_metrics import known_values
 from apflow.model.ids import day_obs_of
 from apflow.model.record import Record
+from apflow.operate.night.report_tables import NightTables
 
 #: The sources of a visit's metrics in the Butler.
 _KINDS = ("ap_metrics", "ap_delivery_metrics")
@@ -78,6 +80,16 @@ def ledger_records(ppdb: Ppdb, config: Config, day_obs: int) -> Iterator[Record]
                 cause=row["cause"] or "",
                 numbers=metrics.get(key, {}) | numbers,
             )
+
+
+def with_publication(tables: NightTables, ppdb: Ppdb, day_obs: int) -> NightTables:
+    """The same with the times of publication that the ledger has: what was delivered late came after its record."""
+    night = f"visit >= {day_obs * 100_000} AND visit < {(day_obs + 1) * 100_000}"
+    rows = ppdb.select(f"SELECT visit, detector, published_unix FROM ledger WHERE {night}").to_pandas()
+    found = tables.detectors.merge(rows, "left", ["visit", "detector"], suffixes=("", "_ledger"))
+    times = found.pop("published_unix_ledger").astype(float)
+    found["published_unix"] = times.fillna(found["published_unix"])
+    return dataclasses.replace(tables, detectors=found)
 
 
 def _metrics(config: Config, day_obs: int) -> tuple[dict[int, str], dict[tuple[int, int], dict[str, float]]]:

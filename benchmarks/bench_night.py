@@ -2,8 +2,8 @@
 
 The workers are in few processes and their pixel steps sleep, so that the machine may be small; the runner, the
 scheduler and all messages are the real ones, the gathers store nothing (see bench_ppdb.py for what storing takes).
-Prints one JSON object a line. `python benchmarks/bench_night.py [--json] [--visits37 N] [--visits9 N]`; ``--json``
-leaves out the lines for people.
+Prints one JSON object a line. `python benchmarks/bench_night.py [--json] [--no-fuse] [--visits37 N] [--visits9 N]`;
+``--json`` leaves out the lines for people.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines only")
     parser.add_argument("--visits37", type=int, default=5, help="visits at one every 37 s")
     parser.add_argument("--visits9", type=int, default=12, help="visits at one every 9 s")
-    parser.add_argument("--fuse", action="store_true", help="steps behind the same waits as one Dask task")
+    fuse = argparse.BooleanOptionalAction
+    parser.add_argument("--fuse", action=fuse, default=True, help="steps behind the same waits are one Dask task")
     options = parser.parse_args()
     if not options.json:
         print(f"# {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}", flush=True)

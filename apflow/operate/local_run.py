@@ -55,6 +55,7 @@ def runner_of(
         label_of=lambda d: camera.detector(d).name,
         gather_after_s=config.timing.gather_after_s,
         rerun_after_s=config.fleet.rerun_after_s,
+        fuse=config.fleet.fuse,
         deadline_s=deadline_s,
         on_event=on_event,
         chains_per_worker=chains_per_worker,

@@ -110,6 +110,7 @@ class DaskRunner:
     fuse : `bool`
         Whether the steps of a detector that compute behind the same waits are
         one Dask task, named after all of them: half the cost, less memory.
+        False: a task for each, which Dask's own pages show one by one.
     deadline_s : `float`
         Past this, counted from `start`, every unfinished detector of the visit
         ends as failed by ``deadline``, and workers that still compute for it
@@ -133,7 +134,7 @@ class DaskRunner:
         chains_per_worker: int = 2,
         rerun_after_s: float = 40.0,
         max_attempts: int = 3,
-        fuse: bool = False,
+        fuse: bool = True,
         deadline_s: float = 300.0,
         gather_deadline_s: float = 60.0,
         step_timeout_s: float = 120.0,
@@ -260,7 +261,7 @@ class DaskRunner:
 
     def where(self, visit: int) -> tuple[dict[str, str], list[str]]:
         """See `apflow.run.chains.Desk`."""
-        found: tuple[dict[str, str], list[str]] = self._client.run_on_scheduler(where, visit=visit)
+        found: tuple[dict[str, str], list[str]] = self._client.run_on_scheduler(where, name=self._topic, visit=visit)
         return found
 
     def restart(self, workers: list[str]) -> None:

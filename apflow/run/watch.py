@@ -12,7 +12,26 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
+from apflow.run.worker import STEP_TOPIC
+
 _log = logging.getLogger(__name__)
+#: Visits whose steps are kept: those in flight, and a few that have just ended.
+_KEPT = 12
+
+
+class Steps:
+    """The newest step of each detector, by visit and by its label in keys."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, dict[str, str]] = {}
+
+    def note(self, visit: int, label: str, step: str) -> None:
+        """Keep a step; those of the oldest visits are dropped."""
+        if visit not in self.of:
+            self.of[visit] = {}
+            while len(self.of) > _KEPT and min(self.of) != visit:
+                del self.of[min(self.of)]
+        self.of[visit][label] = step
 
 
 class Watch(SchedulerPlugin):
@@ -24,6 +43,7 @@ class Watch(SchedulerPlugin):
 
     def __init__(self, topic: str, client: str, step_timeout_s: float) -> None:
         self.name, self._client, self._step_timeout_s = topic, client, step_timeout_s
+        self.steps = Steps()
 
     async def start(self, scheduler: Any) -> None:
         """Begin to tell."""
@@ -40,6 +60,11 @@ class Watch(SchedulerPlugin):
     def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
         """Tell of the workers that are left."""
         self._tell("workers", *workers_of(scheduler))
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Note the step that a task of several is at."""
+        if topic == STEP_TOPIC:
+            self.steps.note(*msg)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Nobody listens any more."""
@@ -112,19 +137,21 @@ def counts_of(dask_scheduler: Any) -> dict[int, dict[str, dict[str, int]]]:
     return counts
 
 
-def where(dask_scheduler: Any, visit: int) -> tuple[dict[str, str], list[str]]:
+def where(dask_scheduler: Any, name: str, visit: int) -> tuple[dict[str, str], list[str]]:
     """The step that each detector of a visit is in, by its label in keys, and the workers that compute one.
 
-    Only workers that a nanny can restart are given.
+    Only workers that a nanny can restart are given; `name` is the plugin's.
     """
+    told = dask_scheduler.plugins[name].steps.of.get(visit, {})
     steps: dict[str, str] = {}
     computing: set[str] = set()
     for worker in dask_scheduler.workers.values():
         for task in worker.processing:
-            step, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
+            names, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
             if of != str(visit):
                 continue
-            label = str(task.key[1])
+            label, steps_of_task = str(task.key[1]), names.split("+")
+            step = told[label] if told.get(label) in steps_of_task else steps_of_task[0]
             if task not in worker.long_running:
                 steps[label] = step
                 if worker.nanny and "gather" not in worker.resources:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from distributed import get_worker, secede
 
@@ -15,6 +15,8 @@ from apflow.logs import about
 from apflow.model.ledger import Ended
 
 _log = logging.getLogger(__name__)
+#: Where workers tell the step that a task of several is at, by visit and label: its key tells of the first alone.
+STEP_TOPIC = "apflow-step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +60,16 @@ def perform(call: Call, *made: Made) -> Made:
     Gives what the step made, or of several steps what is needed outside, by the names of the steps.
     """
     worker = get_worker()
-    key = worker.get_current_task()
+    key = cast(tuple[str, str], worker.get_current_task())
 
     def unwanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is None or task.state == "cancelled"
 
     here: dict[str, Carried] = {}
-    for step in call.steps:
+    for n, step in enumerate(call.steps):
+        if n > 0:
+            worker.log_event(STEP_TOPIC, (call.visit, key[1], step.node.name))
         arguments = {name: _filled(argument, made, here) for name, argument in step.arguments.items()}
         if step.node.waits and failed_input(arguments) is None:
             secede()  # blocks from here on: gives its slot back

@@ -7,9 +7,9 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from apflow.model.ap_metrics import STEPS
+from apflow.run.watch import Steps
+from apflow.run.worker import STEP_TOPIC
 
-#: Visits whose steps are kept: those in flight, and a few that have just ended.
-_KEPT = 12
 _STEPS = frozenset(STEPS)
 
 
@@ -19,7 +19,7 @@ class Tracker(SchedulerPlugin):
     Attributes
     ----------
     steps : `dict`
-        visit -> label -> step; a task of several steps counts as its first.
+        visit -> label -> step.
     version : `int`
         Grows with each change.
     """
@@ -27,21 +27,26 @@ class Tracker(SchedulerPlugin):
     name = "apflow-tracker"
 
     def __init__(self) -> None:
-        self.steps: dict[int, dict[str, str]] = {}
+        self._steps = Steps()
+        self.steps = self._steps.of
         self.version = 0
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Note a step that a worker was given."""
+        """Note a step that a worker was given: of several in one task, the first."""
         if finish != "processing" or type(key) is not tuple:
             return
         names, _, visit = key[0].rpartition("-")
         step = names.partition("+")[0]
-        if step not in _STEPS:
-            return
-        number = int(visit)
-        if number not in self.steps:
-            self.steps[number] = {}
-            while len(self.steps) > _KEPT:
-                del self.steps[min(self.steps)]
-        self.steps.setdefault(number, {})[str(key[1]).partition("#")[0]] = step
+        if step in _STEPS:
+            self._note(int(visit), key[1], step)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Note a step that a worker came to within a task."""
+        if topic == STEP_TOPIC:
+            self._note(*msg)
+
+    def _note(self, visit: int, label: str, step: str) -> None:
+        # A second attempt has its number behind the name: R22_S11.2.
+        name, dot, attempt = str(label).rpartition(".")
+        self._steps.note(visit, name if dot and attempt.isdecimal() else label, step)
         self.version += 1

@@ -124,7 +124,7 @@ def test_scheduler_that_is_not_there_and_one_that_is():
     assert (found.check, found.level) == ("scheduler", "failure")
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
         found = by_check(check_cluster(cluster.scheduler_address, 4))
         assert found["workers"].level == "warning" and "start 3 more" in found["workers"].remedy
         assert found["versions of workers"].level == found["clocks of workers"].level == "ok"

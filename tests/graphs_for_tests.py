@@ -114,6 +114,8 @@ def read_history(sources: list[int], config: World) -> int:
 
 @node
 def associate(sources: list[int], history: int, difference: Planes, config: World) -> dict[int, int]:
+    if config.troubles.get(sources[0] // 1000) == "hang last":
+        time.sleep(3600)
     return dict.fromkeys(sources, history)
 
 

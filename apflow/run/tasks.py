@@ -89,19 +89,21 @@ def _dropped(unit: Sequence[Promise], i: int, keep: Collection[Promise]) -> tupl
 def units_of(calls: Sequence[Promise]) -> list[list[Promise]]:
     """The calls of a chain as units that become one Dask task each, in order.
 
-    What computes behind the same waits is one unit: there the worker need not
-    ask the scheduler, and planes are freed as soon as the next step has them.
-    What depends on no wait (prefetch), and each wait, is a unit by itself.
+    What follows a wait, further waits included, is one unit: there the worker
+    need not ask the scheduler and turns to nothing else in between, and planes
+    are freed as soon as the next step has them. What depends on no wait
+    (prefetch), and each wait of that kind, is a unit by itself.
     """
-    behind: dict[Promise, frozenset[Promise]] = {}
-    units: dict[Promise | frozenset[Promise], list[Promise]] = {}
+    behind: set[Promise] = set()
+    alone: list[list[Promise]] = []
+    together: list[Promise] = []
     for call in calls:
-        inputs = [made for made in call.inputs() if made in behind]
-        waits = frozenset(wait for made in inputs for wait in (*behind[made], *([made] if made.node.waits else [])))
-        behind[call] = waits
-        alone = call.node.waits or not waits
-        units.setdefault(call if alone else waits, []).append(call)
-    return sorted(units.values(), key=lambda unit: (len(behind[unit[0]]), unit[0].node.waits))
+        if any(made in behind or made.node.waits for made in call.inputs() if made in calls):
+            behind.add(call)
+            together.append(call)
+        else:
+            alone.append([call])
+    return [*alone, together] if together else alone
 
 
 def _promises(arguments: Iterable[Any]) -> Iterable[Promise]:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -19,19 +20,22 @@ _log = logging.getLogger(__name__)
 _KEPT = 12
 
 
-class Steps:
-    """The newest step of each detector, by visit and by its label in keys."""
+@dataclass(frozen=True)
+class Told:
+    """A step that a task of several came to."""
 
-    def __init__(self) -> None:
-        self.of: dict[int, dict[str, str]] = {}
+    step: str
+    waits: bool
+    unix: float
 
-    def note(self, visit: int, label: str, step: str) -> None:
-        """Keep a step; those of the oldest visits are dropped."""
-        if visit not in self.of:
-            self.of[visit] = {}
-            while len(self.of) > _KEPT and min(self.of) != visit:
-                del self.of[min(self.of)]
-        self.of[visit][label] = step
+
+def note[T](newest: dict[int, dict[str, T]], visit: int, label: str, value: T) -> None:
+    """Keep what is newest of a detector, by visit and by its label in keys; the oldest visits are dropped."""
+    if visit not in newest:
+        newest[visit] = {}
+        while len(newest) > _KEPT and min(newest) != visit:
+            del newest[min(newest)]
+    newest[visit][label] = value
 
 
 class Watch(SchedulerPlugin):
@@ -43,7 +47,7 @@ class Watch(SchedulerPlugin):
 
     def __init__(self, topic: str, client: str, step_timeout_s: float) -> None:
         self.name, self._client, self._step_timeout_s = topic, client, step_timeout_s
-        self.steps = Steps()
+        self.told: dict[int, dict[str, Told]] = {}
 
     async def start(self, scheduler: Any) -> None:
         """Begin to tell."""
@@ -64,7 +68,8 @@ class Watch(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         """Note the step that a task of several is at."""
         if topic == STEP_TOPIC:
-            self.steps.note(*msg)
+            visit, label, step, waits = msg
+            note(self.told, visit, label, Told(step, waits, time.time()))
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Nobody listens any more."""
@@ -82,7 +87,7 @@ class Watch(SchedulerPlugin):
         counts = counts_of(self._scheduler)
         if counts:
             self._tell("counts", counts)
-        self.renew(hung_workers(self._scheduler, self._step_timeout_s))
+        self.renew(hung_workers(self._scheduler, self.told, self._step_timeout_s))
 
     def renew(self, workers: Iterable[str]) -> None:
         """Have workers that hang killed and started anew by their nannies, once each."""
@@ -110,15 +115,27 @@ def workers_of(dask_scheduler: Any) -> tuple[list[str], list[str]]:
     return [address for _, _, address in compute], sorted(roles)
 
 
-def hung_workers(dask_scheduler: Any, step_timeout_s: float) -> list[str]:
+def hung_workers(dask_scheduler: Any, told: Mapping[int, Mapping[str, Told]], step_timeout_s: float) -> list[str]:
     """Compute workers with a nanny where a step that does not wait runs for more than `step_timeout_s`."""
+
+    def hangs(worker: Any, task: Any) -> bool:
+        if task not in worker.long_running:
+            return bool(worker.executing.get(task, 0.0) > step_timeout_s)
+        names, visit, label = _place(task)
+        step = told.get(visit, {}).get(label)  # it waited; what it came to since is told
+        return step is not None and step.step in names and not step.waits and time.time() - step.unix > step_timeout_s
+
     return [
         worker.address
         for worker in dask_scheduler.workers.values()
-        if worker.nanny and "gather" not in worker.resources
-        for task, duration_s in worker.executing.items()
-        if duration_s > step_timeout_s and task in worker.processing and task not in worker.long_running
+        if worker.nanny and "gather" not in worker.resources and any(hangs(worker, task) for task in worker.processing)
     ]
+
+
+def _place(task: Any) -> tuple[list[str], int, str]:
+    """Steps, visit and label that the key of a task names; of other tasks none, -1 and nothing."""
+    names, _, visit = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
+    return (names.split("+"), int(visit), str(task.key[1])) if names and visit.isdecimal() else ([], -1, "")
 
 
 def counts_of(dask_scheduler: Any) -> dict[int, dict[str, dict[str, int]]]:
@@ -142,17 +159,19 @@ def where(dask_scheduler: Any, name: str, visit: int) -> tuple[dict[str, str], l
 
     Only workers that a nanny can restart are given; `name` is the plugin's.
     """
-    told = dask_scheduler.plugins[name].steps.of.get(visit, {})
+    told = dask_scheduler.plugins[name].told.get(visit, {})
     steps: dict[str, str] = {}
     computing: set[str] = set()
     for worker in dask_scheduler.workers.values():
         for task in worker.processing:
-            names, _, of = str(task.key[0]).rpartition("-") if isinstance(task.key, tuple) else ("", "", "")
-            if of != str(visit):
+            names, of, label = _place(task)
+            if of != visit:
                 continue
-            label, steps_of_task = str(task.key[1]), names.split("+")
-            step = told[label] if told.get(label) in steps_of_task else steps_of_task[0]
-            if task not in worker.long_running:
+            newest = told.get(label)
+            if newest is None or newest.step not in names:
+                newest = Told(names[0], task in worker.long_running, 0.0)
+            step = newest.step
+            if not newest.waits:
                 steps[label] = step
                 if worker.nanny and "gather" not in worker.resources:
                     computing.add(worker.address)

@@ -15,7 +15,8 @@ from apflow.logs import about
 from apflow.model.ledger import Ended
 
 _log = logging.getLogger(__name__)
-#: Where workers tell the step that a task of several is at, by visit and label: its key tells of the first alone.
+#: Where workers tell the step that a task of several is at, its key telling of the first alone: visit, label, step, and
+#: whether it waits.
 STEP_TOPIC = "apflow-step"
 
 
@@ -67,12 +68,14 @@ def perform(call: Call, *made: Made) -> Made:
         return task is None or task.state == "cancelled"
 
     here: dict[str, Carried] = {}
+    seceded = False
     for n, step in enumerate(call.steps):
         if n > 0:
-            worker.log_event(STEP_TOPIC, (call.visit, key[1], step.node.name))
+            worker.log_event(STEP_TOPIC, (call.visit, key[1], step.node.name, step.node.waits))
         arguments = {name: _filled(argument, made, here) for name, argument in step.arguments.items()}
-        if step.node.waits and failed_input(arguments) is None:
-            secede()  # blocks from here on: gives its slot back
+        if step.node.waits and not seceded and failed_input(arguments) is None:
+            secede()  # blocks from here on: gives its slot back, for good, as what comes next would queue for it again
+            seceded = True
         with about(visit=call.visit, detector=call.detector, step=step.node.name):
             here[step.node.name] = guarded(step.node, arguments, call.detector, str(worker.name), unwanted)
         del arguments

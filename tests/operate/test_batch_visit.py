@@ -60,7 +60,7 @@ def test_each_detector_ends_as_it_must(ended: list[dict[str, Any]]):
     assert [one["detector"] for one in ended] == list(range(9))
     for one in ended:
         missing = one["detector"] == MISSING
-        assert (one["state"], one["exit_code"]) == (("image_timeout", 75) if missing else ("done", 0)), one
+        assert (one["state"], one["exit_code"]) == (("image_timeout", 75) if missing else ("done", 0)), json.dumps(one)
         assert one["attempts"] == (2 if one["detector"] == KILLED else 1)
         assert one["ledger"] == ("" if missing else "done") or missing
     assert "did not arrive within" in ended[MISSING]["cause"]

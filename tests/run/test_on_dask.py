@@ -18,7 +18,7 @@ from apflow.run.on_dask import DaskRunner, VisitHandle
 from tests.graphs_for_tests import World, expose, visit_graph
 
 STEPS = ["fetch_template", "await_image", "subtract", "measure", "read_history", "associate"]
-FUSED = ["fetch_template", "await_image", "subtract+measure", "read_history", "associate"]
+FUSED = ["fetch_template", "await_image", "subtract+measure+read_history+associate"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_scheduler_knows_the_nodes_by_name(client: Client, tmp_path: Path, f
     names = FUSED if fuse else STEPS
     with DaskRunner(client, label_of=lambda detector: f"R22_S{detector:02d}", fuse=fuse) as runner:
         handle = runner.start(visit_graph, visit, [11, 12], world)
-        until(lambda: (f"associate-{visit}", "R22_S12") in tasks(client))
+        until(lambda: (f"{names[-1]}-{visit}", "R22_S12") in tasks(client))
         known = tasks(client)
         expose(world, visit, 11, 12)
         assert handle.result(20) == {11: "done", 12: "done"}
@@ -71,9 +71,9 @@ def test_the_scheduler_knows_the_nodes_by_name(client: Client, tmp_path: Path, f
     delivered = {(f"deliver-{visit}", label) for label in ("R22_S11", "R22_S12")}
     assert set(known) == keys | delivered | {(f"open_visit-{visit}", "visit")}
     assert {known[key]["prefix"] for key in keys} == set(names)
-    associate = known[f"associate-{visit}", "R22_S11"]
-    assert associate["group"] == f"associate-{visit}"
-    assert len(associate["workers"]) == 1
+    last = known[f"{names[-1]}-{visit}", "R22_S11"]
+    assert last["group"] == f"{names[-1]}-{visit}"
+    assert len(last["workers"]) == 1
     assert known[f"open_visit-{visit}", "visit"]["resources"] == {"gather": 1}
     assert known[f"await_image-{visit}", "R22_S11"]["resources"] == {"compute": 0}
     until(lambda: not tasks(client))  # and nothing is left when it is over
@@ -212,7 +212,9 @@ def test_a_detector_that_kills_its_worker_is_given_up_alone(client: Client, tmp_
     client.wait_for_workers(3, timeout=20)
 
 
-@pytest.mark.parametrize(("trouble", "step"), [("hang", "subtract"), ("hang late", "measure")])
+@pytest.mark.parametrize(
+    ("trouble", "step"), [("hang", "subtract"), ("hang late", "measure"), ("hang last", "associate")]
+)
 def test_past_the_deadline_what_is_unfinished_has_failed_and_the_worker_is_back(
     client: Client, tmp_path: Path, trouble: str, step: str
 ) -> None:
@@ -231,8 +233,9 @@ def test_past_the_deadline_what_is_unfinished_has_failed_and_the_worker_is_back(
     client.wait_for_workers(3, timeout=30)
 
 
-def test_a_step_that_hangs_does_not_hold_up_others(client: Client, tmp_path: Path) -> None:
-    world = World(str(tmp_path), troubles={2: "hang"})
+@pytest.mark.parametrize("trouble", ["hang", "hang last"])  # before and after a wait
+def test_a_step_that_hangs_does_not_hold_up_others(client: Client, tmp_path: Path, trouble: str) -> None:
+    world = World(str(tmp_path), troubles={2: trouble})
     expose(world, 7, *range(9))
     with DaskRunner(client, group_of=raft, max_attempts=2, step_timeout_s=1.0) as runner:
         report = runner.start(visit_graph, 7, range(9), world).result(40)

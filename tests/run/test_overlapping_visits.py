@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from distributed import Client
 
@@ -15,6 +16,7 @@ from apflow.cluster.local import local_cluster
 from apflow.config import Config
 from apflow.io.ppdb import open_ppdb
 from apflow.operate.deliver import deliver
+from apflow.operate.services import PostgresServer
 from apflow.run.on_dask import DaskRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -24,6 +26,7 @@ from overlap_tally import tally
 
 VISITS = range(4)
 KILLS = 3
+STANDSTILL_S = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,27 @@ def test_overlapping_visits_make_one_object_for_one_thing_whoever_is_killed(clie
     assert killed.total() == KILLS
     assert (found.lost, found.duplicated, found.wrong) == (0, 0, 0), found.notes
     assert found.expected > 100 * len(VISITS)
+
+
+def test_a_database_that_stands_still_delays_visits_and_loses_none(
+    client: Client, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Visits come faster than they are stored: for a while nobody can read or write a table."""
+    config = Config(camera="lsstcam", butler=str(tmp_path), ppdb=postgres.database())
+    detectors = list(SKY.detectors)
+    with open_ppdb(config.ppdb_url, create=True) as ppdb, DaskRunner(client, gather_after_s=0.3) as runner:
+        handles = []
+        with psycopg.connect(config.ppdb_url) as slow:
+            slow.execute('LOCK TABLE "DiaSource" IN ACCESS EXCLUSIVE MODE')
+            for k in VISITS:
+                handles.append(runner.start(graph, SKY.visit(k), detectors, config))
+                time.sleep(STANDSTILL_S / len(VISITS))
+            assert not any(handle.done() for handle in handles)
+        outcomes = [outcome for handle in handles for outcome in handle.result(60)]
+        deliver(ppdb, config)
+        found = tally(ppdb, config, SKY, VISITS)
+    assert {outcome.state for outcome in outcomes} == {"done"}
+    assert (found.lost, found.duplicated, found.wrong) == (0, 0, 0), found.notes
 
 
 def test_a_visit_is_not_kept_out_by_later_ones_that_were_started_before_it(client: Client, config: Config) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from apflow.model.ap_metrics import STEPS
-from apflow.run.watch import Steps
+from apflow.run.watch import note
 from apflow.run.worker import STEP_TOPIC
 
 _STEPS = frozenset(STEPS)
@@ -27,8 +27,7 @@ class Tracker(SchedulerPlugin):
     name = "apflow-tracker"
 
     def __init__(self) -> None:
-        self._steps = Steps()
-        self.steps = self._steps.of
+        self.steps: dict[int, dict[str, str]] = {}
         self.version = 0
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
@@ -43,10 +42,10 @@ class Tracker(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         """Note a step that a worker came to within a task."""
         if topic == STEP_TOPIC:
-            self._note(*msg)
+            self._note(*msg[:3])
 
     def _note(self, visit: int, label: str, step: str) -> None:
         # A second attempt has its number behind the name: R22_S11.2.
         name, dot, attempt = str(label).rpartition(".")
-        self._steps.note(visit, name if dot and attempt.isdecimal() else label, step)
+        note(self.steps, visit, name if dot and attempt.isdecimal() else label, step)
         self.version += 1

@@ -50,7 +50,7 @@ def test_steps_within_a_task_are_told_by_its_worker() -> None:
         cluster.scheduler.add_plugin(tracker)
 
         def work() -> None:
-            get_worker().log_event(STEP_TOPIC, (5, "R22_S11.2", "subtract"))
+            get_worker().log_event(STEP_TOPIC, (5, "R22_S11.2", "subtract", False))
 
         client.submit(work, key=("calibrate+subtract-5", "R22_S11.2")).result()
         client.submit(int, key=("associate-4", "R22_S11")).result()

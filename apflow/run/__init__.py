@@ -64,6 +64,14 @@ class Rerun:
     worker: str
 
 
+@dataclass(frozen=True)
+class Late:
+    """Event: a detector ended after the batch of its group was closed, and follows in a later one."""
+
+    visit: int
+    detector: int
+
+
 class VisitFailed(ApflowError):
     """The visit's last step did not give a report."""
 

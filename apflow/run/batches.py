@@ -27,19 +27,22 @@ class Batches[T]:
         self._pending = {group: set(members) for group, members in by_group(detectors, group_of).items()}
         self._group = {detector: group for group, members in self._pending.items() for detector in members}
         self._open: dict[Hashable, tuple[float, list[T]]] = {}
+        self._given: set[Hashable] = set()
         self._after_s = after_s
 
-    def add(self, detector: int, item: T, now: float) -> None:
-        """A detector ended."""
+    def add(self, detector: int, item: T, now: float) -> bool:
+        """A detector ended; gives whether it missed the first batch of its group."""
         group = self._group[detector]
         self._pending[group].discard(detector)
         self._open.setdefault(group, (now + self._after_s, []))[1].append(item)
+        return group in self._given
 
     def closed(self, now: float) -> list[T] | None:
         """The next batch that is closed, if any; it is given once."""
         for group, (due, items) in self._open.items():
             if now >= due or not self._pending[group]:
                 del self._open[group]
+                self._given.add(group)
                 return items
         return None
 

@@ -44,6 +44,9 @@ class Desk(Protocol):
     def rerun(self, visit: int, detector: int, worker: str) -> None:
         """Tell of a chain that was begun on a second worker."""
 
+    def late(self, visit: int, detector: int) -> None:
+        """Tell of a detector that missed the batch of its group."""
+
     def gathered(self, visit: int, carried: Carried) -> None:
         """Tell of gather steps that ended."""
 

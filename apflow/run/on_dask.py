@@ -20,7 +20,7 @@ from distributed import Client
 from apflow.errors import BadRequest
 from apflow.graph import Carried, active
 from apflow.model.ledger import Ended
-from apflow.run import ChainEnded, GatherEnded, OnEvent, Rerun, StepCounts, WorkerChanged, result_of, visit_id
+from apflow.run import ChainEnded, GatherEnded, Late, OnEvent, Rerun, StepCounts, WorkerChanged, result_of, visit_id
 from apflow.run.admission import Admission, ChainId
 from apflow.run.tasks import Tasks
 from apflow.run.visit import Limits, VisitRun
@@ -120,8 +120,8 @@ class DaskRunner:
     step_timeout_s : `float`
         A worker that computes one step for longer is restarted.
     on_event
-        Called with `apflow.run.ChainEnded`, `GatherEnded`, `Rerun`, `StepCounts`
-        and `WorkerChanged`, by threads of the runner: it must be quick and not raise.
+        Called with `apflow.run.ChainEnded`, `GatherEnded`, `Late`, `Rerun`,
+        `StepCounts` and `WorkerChanged`, by threads of the runner: it must be quick and not raise.
     """
 
     def __init__(
@@ -280,6 +280,10 @@ class DaskRunner:
     def rerun(self, visit: int, detector: int, worker: str) -> None:
         """See `apflow.run.chains.Desk`."""
         self._on_event(Rerun(visit, detector, worker))
+
+    def late(self, visit: int, detector: int) -> None:
+        """See `apflow.run.chains.Desk`."""
+        self._on_event(Late(visit, detector))
 
     def gathered(self, visit: int, carried: Carried) -> None:
         """See `apflow.run.chains.Desk`."""

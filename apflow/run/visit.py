@@ -80,7 +80,8 @@ class VisitRun:
         while not batches.finished():
             self._chains.flush()
             for detector, ended in self._chains.take_ended():
-                batches.add(detector, ended, time.time())
+                if batches.add(detector, ended, time.time()):
+                    self._desk.late(self._tasks.visit, detector)
             members = batches.closed(time.time())
             if members is None:
                 self._pump(batches.next_due())

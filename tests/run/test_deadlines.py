@@ -9,7 +9,7 @@ import pytest
 from distributed import Client
 
 from apflow.cluster.local import local_cluster
-from apflow.run import ChainEnded, Rerun
+from apflow.run import ChainEnded, Late, Rerun
 from apflow.run.admission import Admission, Admit, ChainId
 from apflow.run.on_dask import DaskRunner
 from tests.graphs_for_tests import World, expose, visit_graph
@@ -60,9 +60,11 @@ def test_a_straggler_outlives_either_of_its_workers(client: Client, tmp_path: Pa
 def test_a_late_detector_follows_in_a_later_batch(client: Client, tmp_path: Path) -> None:
     world = World(str(tmp_path), troubles={1: "straggle"})
     expose(world, 9, 0, 1)
-    with DaskRunner(client, gather_after_s=0.5) as runner:
+    events: list[object] = []
+    with DaskRunner(client, gather_after_s=0.5, on_event=events.append) as runner:
         assert runner.start(visit_graph, 9, range(2), world).result(20) == dict.fromkeys(range(2), "done")
     assert world.read("batches") == ["0", "1"]
+    assert [event for event in events if isinstance(event, Late)] == [Late(9, 1)]
 
 
 def test_only_a_worker_without_images_is_lent() -> None:

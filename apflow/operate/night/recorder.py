@@ -18,7 +18,7 @@ from apflow.model.ids import day_obs, day_obs_of
 from apflow.model.ledger import Failure, Outcome, State, StepRecord
 from apflow.model.record import Record
 from apflow.model.visit import Visit
-from apflow.run import ChainEnded, GatherEnded, Rerun, WorkerChanged
+from apflow.run import ChainEnded, GatherEnded, Late, Rerun, WorkerChanged
 
 _log = logging.getLogger(__name__)
 #: Records are written together so often: each visit makes some thousands.
@@ -108,6 +108,8 @@ class Recorder:
             case Rerun(visit, detector, worker) if visit in self._expected:
                 record = Record(time.time(), "rerun", visit, detector, worker=worker)
                 self._put(day_obs_of(visit), [record])
+            case Late(visit, detector) if visit in self._expected:
+                self._put(day_obs_of(visit), [Record(time.time(), "late", visit, detector)])
             case WorkerChanged(worker, is_lost):
                 self.note("worker", "lost" if is_lost else "joined", worker)
 

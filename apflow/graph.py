@@ -142,6 +142,10 @@ class Standin:
         raise TypeError("a graph cannot iterate over what a node makes; write a node that does")
 
 
+#: What stands in the place of a value that was freed; see `Carried.let_go`.
+LET_GO = "let go"
+
+
 @dataclass(frozen=True, eq=False)
 class Carried(Standin):
     """What a guarded step hands on: its value or a failure, with the records of all that led there.
@@ -154,6 +158,10 @@ class Carried(Standin):
     steps: tuple[StepRecord, ...] = ()
     detector: int | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+
+    def let_go(self) -> None:
+        """Free the value, whoever still holds this: nobody will take it again."""
+        object.__setattr__(self, "value", LET_GO)
 
     def ended(self) -> Ended:
         """The end of a detector's chain."""

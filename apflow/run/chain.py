@@ -31,6 +31,7 @@ class Chain:
     waits: list[Promise]  # those that take nothing of the chain: submitted at once, holding nothing
     units: list[list[Promise]]  # the others, as tasks
     shared: set[Promise]  # of these what is needed outside its task
+    single: set[Promise]  # of these what one other task alone takes, and that one computes more than a step
     label: str = ""
     tries: int = 0
     worker: str | None = None
@@ -93,5 +94,7 @@ def chain_of(chain_id: ChainId, end: Promise, calls: Sequence[Promise], fuse: bo
     waits = [c for c in kept if c.node.waits and c is not end and not any(i.detector is not None for i in c.inputs())]
     units = [unit for unit in (units_of(kept) if fuse else [[call] for call in kept]) if unit[0] not in waits]
     shared = {made for unit in units for call in unit for made in call.inputs() if made not in unit}
+    takers = {made: [unit for unit in units if any(made in call.inputs() for call in unit)] for made in shared}
+    single = {made for made, taking in takers.items() if len(taking) == 1 and len(taking[0]) > 1}
     assert end.detector is not None
-    return Chain(chain_id, end.detector, kept, waits, units, shared)
+    return Chain(chain_id, end.detector, kept, waits, units, shared, single - set(waits))

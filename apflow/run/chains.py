@@ -284,7 +284,8 @@ class Chains:
         made: dict[Promise, Any] = {}
         for unit in chain.units:
             keep = [call for call in unit if call in chain.shared]
-            made |= dict.fromkeys(unit, self.tasks.task(unit, label, made, worker, keep))
+            taken = {call for call in chain.single if any(call in taker.inputs() for taker in unit)}
+            made |= dict.fromkeys(unit, self.tasks.task(unit, label, made, worker, keep, taken))
         return self.tasks.delivery(made[chain.end], label), label
 
     def _label(self, chain: Chain, call: Promise) -> str:

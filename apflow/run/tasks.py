@@ -86,6 +86,12 @@ def _dropped(unit: Sequence[Promise], i: int, keep: Collection[Promise]) -> tupl
     return tuple(call.node.name for call in unit[: i + 1] if call in used and call not in later)
 
 
+def _let_go(unit: Sequence[Promise], i: int, places: Mapping[Promise, int]) -> tuple[int, ...]:
+    """Places of the inputs that the i-th call of a unit is the last to take."""
+    later = {made for call in unit[i + 1 :] for made in call.inputs()}
+    return tuple(places[made] for made in unit[i].inputs() if made in places and made not in later)
+
+
 def units_of(calls: Sequence[Promise]) -> list[list[Promise]]:
     """The calls of a chain as units that become one Dask task each, in order.
 
@@ -140,6 +146,7 @@ class Tasks:
         made: Mapping[Promise, Delayed] | None = None,
         worker: str | None = None,
         keep: Collection[Promise] = (),
+        let_go: Collection[Promise] = (),
     ) -> Delayed:
         """The task of a unit of calls.
 
@@ -150,6 +157,8 @@ class Tasks:
         ----------
         keep
             Of several calls those whose values are needed outside; none: it is the end of a chain.
+        let_go
+            Inputs that no other task takes: each is freed after the last call that takes it.
         """
         inputs: dict[Any, Delayed | TaskRef] = {}
 
@@ -175,10 +184,10 @@ class Tasks:
                 return type(value)(argument(item) for item in value)
             return value
 
+        arguments = [{name: argument(value) for name, value in call.arguments.items()} for call in unit]
+        places = {value: list(inputs).index(made[value].key) for value in let_go if made and value in made}
         steps = tuple(
-            OneStep(
-                call.node, {name: argument(value) for name, value in call.arguments.items()}, _dropped(unit, i, keep)
-            )
+            OneStep(call.node, arguments[i], _dropped(unit, i, keep), _let_go(unit, i, places))
             for i, call in enumerate(unit)
         )
         work = Call(steps, self.visit, unit[-1].detector, worker is not None and not keep, self.topic)

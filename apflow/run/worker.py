@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from distributed import get_worker, secede
 
-from apflow.graph import Carried, Node, failed_input, guarded
+from apflow.graph import LET_GO, Carried, Node, failed_input, guarded
 from apflow.logs import about
 from apflow.model.ledger import Ended
 
@@ -33,11 +33,15 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """A step of a task: arguments by name, inputs left open as `Slot`; `drop` is what nobody needs after it."""
+    """A step of a task: arguments by name, inputs left open as `Slot`.
+
+    What nobody needs after it: `drop` of what the task made, `let_go` of its inputs, which Dask holds until it ends.
+    """
 
     node: Node[..., Any]
     arguments: Mapping[str, Any]
     drop: tuple[str, ...] = ()
+    let_go: tuple[int, ...] = ()
 
 
 class Call:
@@ -81,6 +85,8 @@ def perform(call: Call, *made: Made) -> Made:
         del arguments
         for name in step.drop:
             del here[name]
+        for place in step.let_go:
+            made[place].let_go()  # type: ignore[union-attr]
     if not call.last:
         return here if len(call.steps) > 1 else here.popitem()[1]
     ended = here.popitem()[1].ended()
@@ -100,7 +106,10 @@ def _filled(argument: Any, made: tuple[Made, ...], here: Mapping[str, Carried]) 
         if argument.n is None:
             return here[argument.step]
         value = made[argument.n]
-        return value[argument.step] if isinstance(value, dict) else value
+        value = value[argument.step] if isinstance(value, dict) else value
+        if isinstance(value, Carried) and value.value is LET_GO:
+            raise RuntimeError(f"what {argument.step} made was let go by an earlier run: the chain must begin anew")
+        return value
     if type(argument) in (list, tuple):
         return type(argument)(_filled(item, made, here) for item in argument)
     return argument

@@ -12,9 +12,11 @@ from distributed import Client, LocalCluster
 
 from apflow.cluster.in_process import in_process_cluster
 from apflow.cluster.local import local_cluster
+from apflow.graph import Carried
 from apflow.model.ledger import Ended
 from apflow.run import ChainEnded, EagerRunner, GatherEnded, RunnerClosed, StepCounts
 from apflow.run.on_dask import DaskRunner, VisitHandle
+from apflow.run.worker import Slot, _filled
 from tests.graphs_for_tests import World, expose, visit_graph
 
 STEPS = ["fetch_template", "await_image", "subtract", "measure", "read_history", "associate"]
@@ -240,6 +242,22 @@ def test_a_step_that_hangs_does_not_hold_up_others(client: Client, tmp_path: Pat
     with DaskRunner(client, group_of=raft, max_attempts=2, step_timeout_s=1.0) as runner:
         report = runner.start(visit_graph, 7, range(9), world).result(40)
     assert report == {**dict.fromkeys(range(9), "done"), 2: "failed"}
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_template_is_freed_as_soon_as_it_is_subtracted(client: Client, tmp_path: Path, fuse: bool) -> None:
+    world = World(str(tmp_path))
+    expose(world, 7, *range(5))
+    with DaskRunner(client, group_of=raft, chains_per_worker=1, fuse=fuse) as runner:
+        assert set(runner.start(visit_graph, 7, range(5), world).result(20).values()) == {"done"}
+    assert {line.split()[1] for line in world.read("measured")} == {"1"}, "the difference alone is in memory"
+
+
+def test_an_input_that_was_let_go_is_not_taken_again() -> None:
+    made = Carried(detector=4)
+    made.let_go()
+    with pytest.raises(RuntimeError, match="what subtract made was let go"):
+        _filled(Slot(0, "subtract"), (made,), {})
 
 
 def test_cancel_ends_what_is_unfinished(client: Client, tmp_path: Path) -> None:

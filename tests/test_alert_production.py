@@ -108,7 +108,9 @@ def test_the_scheduler_knows_each_node_of_the_graph_by_name(night: Night):
         *("archive_packets", "write_ppdb", "publish_alerts", "register_outputs", "dispatch_metrics"),
         "visit_report",
     }
-    assert wanted <= night.prefixes
+    assert wanted <= {name for prefix in night.prefixes for name in prefix.split("+")}
+    [chain] = (prefix for prefix in night.prefixes if prefix.startswith("remove_signature"))
+    assert chain.endswith("+associate+force_photometry+package_alerts"), "a chain is one task from its image on"
 
 
 def test_one_missing_one_truncated_one_blank_of_nine_and_the_other_six_on_time(night: Night):

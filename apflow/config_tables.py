@@ -198,7 +198,7 @@ class Fleet:
     latency_s: float = 60.0  # from the end of readout to the alerts (LSE-61)
     shed_after_s: float = 0.0  # so late a detector leaves forced photometry and difference image undone; 0: never
     rerun_after_s: float = 40.0  # a detector that a worker has had for so long is begun on an idle one as well
-    fuse: bool = True  # what a detector computes behind the same waits is one Dask task; false: a task for each step
+    fuse: bool = True  # from its image on a detector is one Dask task; false: a task for each step
 
 
 @dataclass(frozen=True)

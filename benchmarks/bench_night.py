@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--visits37", type=int, default=5, help="visits at one every 37 s")
     parser.add_argument("--visits9", type=int, default=12, help="visits at one every 9 s")
     fuse = argparse.BooleanOptionalAction
-    parser.add_argument("--fuse", action=fuse, default=True, help="steps behind the same waits are one Dask task")
+    parser.add_argument("--fuse", action=fuse, default=True, help="from its image on a detector is one Dask task")
     options = parser.parse_args()
     if not options.json:
         print(f"# {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}", flush=True)

@@ -108,9 +108,9 @@ class DaskRunner:
     max_attempts : `int`
         Times that a chain or a gather is submitted when Dask gives it up.
     fuse : `bool`
-        Whether the steps of a detector that compute behind the same waits are
-        one Dask task, named after all of them: half the cost, less memory.
-        False: a task for each, which Dask's own pages show one by one.
+        Whether the steps of a detector from its image on are one Dask task,
+        named after all of them: two thirds of the cost, and nothing in
+        between. False: a task for each, which Dask's own pages show one by one.
     deadline_s : `float`
         Past this, counted from `start`, every unfinished detector of the visit
         ends as failed by ``deadline``, and workers that still compute for it

@@ -161,12 +161,16 @@ def finish(ppdb: Ppdb, k: int, wait: bool = True) -> int:
 
 
 def main() -> None:
-    """``serve URL``: own it until killed. ``visits`` or ``turns URL FIRST N``: visits, told line by line."""
+    """``serve URL [SECONDS]``: own it, so long or until killed.
+
+    ``visits`` or ``turns URL FIRST N``: visits, told line by line.
+    """
     what, url = sys.argv[1:3]
     with open_ppdb(url, create=True) as ppdb:
         print("open", os.getpid(), flush=True)
         if what == "serve":
-            time.sleep(60)
+            time.sleep(float(sys.argv[3]) if len(sys.argv) > 3 else 60)
+            return
         first, n = int(sys.argv[3]), int(sys.argv[4])
         for k in range(first, first + n):
             finish(ppdb, k, wait=what == "turns")

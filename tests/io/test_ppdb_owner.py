@@ -21,7 +21,7 @@ from typing import IO
 import pytest
 
 from apflow.errors import BadRequest, DataError, ServiceError
-from apflow.io.ppdb import open_ppdb
+from apflow.io.ppdb import embedded, open_ppdb
 from apflow.model.ledger import Outcome, State
 from tests.io import ppdb_night as night
 
@@ -104,6 +104,19 @@ def test_a_killed_owner_is_replaced_by_whoever_asks_next(url: str) -> None:
         night.check(ppdb)
         assert len(ppdb.ledger()) == 6
         ppdb.close()
+
+
+def test_who_waits_while_the_owner_closes_goes_on_with_the_next(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_PATIENCE_S", 1.0)  # less than they wait
+    with other("serve", url, 3) as owner:
+        lines(owner).readline()
+        with open_ppdb(url) as ppdb, ThreadPoolExecutor(3) as pool:
+            for k in range(2):
+                ppdb.openVisit(night.visit(k), night.regions(), time.time() + 30.0)
+            waiting = [pool.submit(ppdb.awaitTurn, night.FIRST + 1, d, 20.0) for d in range(3)]
+            assert owner.wait(20.0) == 0
+            ppdb.settle([Outcome("LSSTCam", night.FIRST, d, State.FAILED, "worker lost") for d in range(3)])
+            assert all(w.result(10.0) for w in waiting)
 
 
 def test_an_owner_that_hangs_is_an_error_not_a_wait(url: str) -> None:

@@ -160,6 +160,7 @@ class EmbeddedPpdb(Ppdb):
             backend = self._backend(until)
             if isinstance(backend, Engine):
                 return getattr(backend, request)(*arguments)
+            asked = time.monotonic()
             try:
                 backend.send((request, arguments))
                 if not backend.poll(_ANSWER_S + waits_s):
@@ -167,6 +168,7 @@ class EmbeddedPpdb(Ppdb):
                 succeeded, value = backend.recv()
             except (OSError, EOFError) as error:
                 self._drop()
+                until += time.monotonic() - asked  # patience is for finding an owner, whatever the last one took
                 if time.monotonic() > until:
                     raise ServiceError(f"PPDB {self._path}: its owner is gone: {error}") from error
                 continue

@@ -114,6 +114,7 @@ class Server:
         self._socket = socket.socket(socket.AF_UNIX if len(name) < _SOCKET_PATH else socket.AF_INET)
         self._socket.bind(name if self._socket.family == socket.AF_UNIX else ("127.0.0.1", 0))
         self._socket.listen(256)
+        self._closing = False
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
         card = {"host": socket.gethostname(), "address": self._socket.getsockname(), "key": self._key.hex()}
@@ -138,7 +139,10 @@ class Server:
             answer_challenge(connection, self._key)
             while True:
                 name, arguments = connection.recv()
-                connection.send(self._answer(name, arguments))
+                answer = self._answer(name, arguments)
+                if self._closing and not answer[0]:
+                    break  # it may have failed since the database is being closed: the next owner answers
+                connection.send(answer)
         with self._lock:
             self._connections.discard(connection)
             connection.close()
@@ -155,6 +159,7 @@ class Server:
 
     def close(self) -> None:
         """Stop answering, close the database, give up the ownership."""
+        self._closing = True
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self.engine.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
 from typing import Self
 
 from apflow.config import Config
@@ -15,7 +13,6 @@ from apflow.io.alerts.publish import publish, settle_abandoned
 from apflow.io.kafka.registry import register
 from apflow.io.kafka.sinks import open_sink
 from apflow.io.ppdb import Ppdb
-from apflow.model.ledger import Outcome
 
 _log = logging.getLogger(__name__)
 #: Between two looks into the outbox.
@@ -28,17 +25,6 @@ def deliver(ppdb: Ppdb, config: Config) -> int:
     sink = open_sink(config.kafka, version)
     settle_abandoned(ppdb, sink)
     return publish(ppdb, open_archive(config.alerts_url, version), sink)
-
-
-def with_publication(ppdb: Ppdb, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes with the times of publication that the ledger has, those of late deliveries among them."""
-    rows = ppdb.ledger().dropna(subset="published_unix")
-    names = ("instrument", "visit", "detector", "published_unix")
-    times = {(i, v, d): float(t) for i, v, d, t in zip(*(rows[n] for n in names), strict=True)}
-    return [
-        dataclasses.replace(o, published_unix=times.get((o.instrument, o.visit, o.detector), o.published_unix))
-        for o in outcomes
-    ]
 
 
 class Delivery:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apflow.config import Config
 from apflow.errors import ServiceError
+from apflow.io.alerts.publish import with_publication
 from apflow.io.butler import OUTPUTS, Repository, output_path, output_run
 from apflow.io.metrics import read_bundle
 from apflow.io.ppdb import Ppdb
@@ -17,7 +18,7 @@ from apflow.model.ap_metrics import known_values
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import OutputFile
 from apflow.model.visit import Visit
-from apflow.operate.deliver import deliver, with_publication
+from apflow.operate.deliver import deliver
 from apflow.steps.metrics import keep_metrics
 
 _log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from apflow.config import Config
 from apflow.errors import BadRequest
+from apflow.io.alerts.publish import with_publication
 from apflow.io.kafka.embedded import embedded
 from apflow.io.ppdb import open_ppdb
 from apflow.model.camera import Camera, load_camera
 from apflow.model.ledger import Outcome
-from apflow.operate.deliver import with_publication
 from apflow.operate.detector import outcomes_of
 from apflow.operate.local_run import CORES, MAX_WORKERS
 from apflow.operate.meter import Footprint

@@ -19,7 +19,7 @@ from apflow.config import Config
 from apflow.errors import ApflowError, DataError, ServiceError
 from apflow.graph import node
 from apflow.io.alerts.archive import Archive, open_archive
-from apflow.io.alerts.publish import publish
+from apflow.io.alerts.publish import publish, with_publication
 from apflow.io.butler import Repository
 from apflow.io.kafka.sinks import open_sink
 from apflow.io.ppdb import open_ppdb
@@ -170,7 +170,7 @@ def publish_alerts(stored: Stored, config: Config) -> tuple[Outcome, ...]:
             o = dataclasses.replace(o, published_unix=left, cause=o.cause or cause)
         outcomes.append(o)
     ppdb.settle(outcomes)
-    return tuple(outcomes)
+    return tuple(with_publication(ppdb, outcomes))  # the ledger knows when each left, in a second run too
 
 
 @node(gather=True)

@@ -10,10 +10,11 @@ import pytest
 
 from apflow.config import Config
 from apflow.config_tables import Kafka
+from apflow.io.alerts.publish import with_publication
 from apflow.io.kafka.sinks import open_sink
 from apflow.model.ledger import Outcome, State
 from apflow.model.products import Stored
-from apflow.operate.deliver import Delivery, deliver, with_publication
+from apflow.operate.deliver import Delivery, deliver
 from apflow.operate.recover import recover
 from apflow.steps.batches import publish_alerts
 from tests.io.mock_kafka import MockCluster, mock_cluster

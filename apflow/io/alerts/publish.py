@@ -8,6 +8,7 @@ may send its alerts.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import secrets
@@ -21,6 +22,8 @@ import psutil
 
 from apflow.errors import AfterWrite, ApflowError, DataError, ServiceError
 from apflow.io.alerts.archive import Archive
+from apflow.io.ppdb.interface import Ppdb
+from apflow.model.ledger import Outcome
 from apflow.model.products import Claim, OutboxRow
 
 #: Alerts read from the archive at once: about 6 MB.
@@ -242,6 +245,17 @@ def settle_abandoned(outbox: Outbox, sink: Sink) -> None:
         if arrived:
             outbox.markPublished(arrived, time.time())
         outbox.releaseAlerts(claim.name)
+
+
+def with_publication(ppdb: Ppdb, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes with the times of publication that the ledger has, those of late deliveries among them."""
+    rows = ppdb.table("ledger", {"visit": sorted({o.visit for o in outcomes})}).dropna(subset="published_unix")
+    names = ("instrument", "visit", "detector", "published_unix")
+    times = {(i, v, d): float(t) for i, v, d, t in zip(*(rows[n] for n in names), strict=True)}
+    return [
+        dataclasses.replace(o, published_unix=times.get((o.instrument, o.visit, o.detector), o.published_unix))
+        for o in outcomes
+    ]
 
 
 def holder() -> str:

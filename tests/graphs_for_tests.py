@@ -91,7 +91,7 @@ def subtract(image: float, template: Planes, detector: int, visit: int, config: 
         time.sleep(3600)
     if trouble == "straggle" and not config.read("straggled"):
         config.write("straggled", str(os.getpid()))
-        time.sleep(5.0)
+        time.sleep(8.0)
     if trouble == "kill":
         os._exit(9)
     config.write("subtract", f"{visit} {detector} {os.getpid()}")

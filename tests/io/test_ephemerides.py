@@ -186,11 +186,11 @@ def test_an_answer_that_is_none_is_an_error_of_the_service(
 
 
 def test_nobody_waits_for_a_slow_service_and_none_is_an_error_too(service: Service) -> None:
-    service.delay_s = 1.0
+    service.delay_s = 3.0
     begin = time.monotonic()
     with pytest.raises(ServiceError, match="Timeout") as error:
         ask_service(service.url + "?key=secret", **ASKED, timeout_s=0.2)
-    assert time.monotonic() - begin < 0.9
+    assert time.monotonic() - begin < 2.5
     assert "secret" not in str(error.value)
     with pytest.raises(ServiceError, match="ConnectionError"):
         ask_service("http://127.0.0.1:9/eph", **ASKED, timeout_s=1.0)

@@ -99,7 +99,7 @@ def test_without_events_polling_finds_it(tmp_path: Path) -> None:
         FolderBoard(tmp_path).put({key(1): {"path": "a"}})
         begin = time.monotonic()
         assert watch.wait(5.0) == {key(1): {"path": "a"}}
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 4.0
 
 
 def test_a_lost_connection_is_made_again_and_misses_nothing(postgres: PostgresServer) -> None:

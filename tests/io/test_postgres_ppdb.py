@@ -91,7 +91,7 @@ def test_a_server_that_stays_away_is_an_error_in_time(mortal: PostgresServer) ->
             start = time.monotonic()
             with pytest.raises(ServiceError, match=r"PPDB .* cannot be reached"):
                 request()
-            assert time.monotonic() - start < 3.0
+            assert time.monotonic() - start < 4.5
 
 
 def test_urls_are_refused_with_what_is_accepted(postgres: PostgresServer, backend: Postgres) -> None:

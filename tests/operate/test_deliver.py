@@ -79,7 +79,7 @@ def test_without_a_broker_detectors_are_done_in_time_and_late_alerts_say_so(nigh
     assert outcome.cause.startswith(f"alerts wait in the outbox: Kafka at {cluster.bootstrap}: cannot be reached")
     start = time.monotonic()
     publish_alerts.function(stored(1), config)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 1.5  # delivery_timeout_s: it is not waited for again
     with Delivery(night.ppdb, config, pause_s=0.2) as delivery:
         wait_for(lambda: "cannot be reached" in delivery.problem)
         cluster.up()

@@ -80,7 +80,7 @@ def announced(
         begin = time.monotonic()
         send(topics[1], {"groupId": "called-off"})
         service.until("group called-off: 2 cancelled")
-        assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 20.0  # and not at the timeout of its images
         send(topics[0], next_visit(second))
         service.until(f"group {second.group} is announced")
         send(topics[2], start_integration(second))

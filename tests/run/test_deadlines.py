@@ -30,9 +30,9 @@ def test_a_straggler_is_begun_on_an_idle_worker_and_stored_once(client: Client, 
     with DaskRunner(client, rerun_after_s=0.5, on_event=events.append) as runner:
         start = time.time()
         assert runner.start(visit_graph, 7, [1, 2], world).result(20) == {1: "done", 2: "done"}
-        assert time.time() - start < 4.0, "it slept for 5 s on its first worker"
+        assert time.time() - start < 7.5, "it slept for 8 s on its first worker"
         until(lambda: sum(isinstance(event, ChainEnded) for event in events) == 2)
-        time.sleep(max(0.0, start + 6.0 - time.time()))  # the first worker is through with it
+        time.sleep(max(0.0, start + 9.0 - time.time()))  # the first worker is through with it
     (rerun,) = (event for event in events if isinstance(event, Rerun))
     assert (rerun.visit, rerun.detector) == (7, 2)
     assert [line for line in world.read("batches") if "2" in line.split()] == ["1 2"]

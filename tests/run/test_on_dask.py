@@ -226,7 +226,7 @@ def test_past_the_deadline_what_is_unfinished_has_failed_and_the_worker_is_back(
     with DaskRunner(client, group_of=raft, deadline_s=2.0, on_event=events.append) as runner:
         start = time.time()
         report = runner.start(visit_graph, 7, [0, 2, 5], world).result(20)
-        assert 2.0 <= time.time() - start < 4.0
+        assert 2.0 <= time.time() - start < 8.0
         assert report == {0: "done", 2: "failed", 5: "failed"}
         failures = {d: (e.failure.step, e.failure.cause) for d, e in ends(events).items() if e.failure}
         assert failures == {2: (step, "deadline"), 5: ("await_image", "deadline")}  # of two in a task the one it is at

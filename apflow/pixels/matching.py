@@ -17,6 +17,7 @@ from apflow.model.kernel import Kernel, KernelStamps
 from apflow.model.psf import polynomial_terms
 from apflow.pixels.basis import Basis, convolved, make_basis
 from apflow.pixels.convolve import grow
+from apflow.pixels.decorrelation import sky_variances
 from apflow.pixels.planes import unusable
 from apflow.pixels.stamps import choose
 from apflow.pixels.surface import Surface
@@ -32,6 +33,10 @@ _PRIOR, _PRIOR_SPATIAL = 10.0, 1.0
 #: Error of any kernel model, of the flux: keeps the brightest star from deciding alone.
 _MODEL_ERROR = 0.01
 _REJECT_SIGMA = 4.0
+#: A template is noisier than the science image when its sky's variance is so many times that one's.
+_NOISIER = 1.5
+#: Combinations of unknowns that are mostly noise keep this part of their power.
+_LEAST_SIGNAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Stamps:
     data: F4  # (ns, npix)
     weight: F4  # (ns, npix)
     model: F4  # (ns, nb, npix)
+    noise: F4  # (ns, npix) variance of the template's pixels
     core: NDArray[np.bool_]  # (npix,) the object's own pixels
 
 
@@ -89,7 +95,8 @@ def fit_kernel(
     good = _first_cut(stamps)
     for _ in range(6):
         order = _order(kernel_order, int(good[:n].sum()))
-        solution = _solve(stamps, good, basis, order, background_order if good.sum() >= _FEW else 0, science.shape)
+        levels = background_order if good.sum() >= _FEW else 0
+        solution = _solve(stamps, good, basis, order, levels, science.shape)
         residual = _residuals(stamps, solution)
         stamps = _without_neighbours(stamps, residual)
         chi2 = _core_chi2(stamps, residual)
@@ -97,6 +104,9 @@ def fit_kernel(
         if (keep == good).all() or keep.sum() < min(_VERY_FEW, n):
             break
         good = keep
+    if _is_noisier(template, science, solution):
+        # Only now: plain least squares is the milder judge of stamps, and keeps more of them.
+        solution = _solve(stamps, good, basis, order, levels, science.shape, unbiased=True)
     table = KernelStamps(stamps.x[:n], stamps.y[:n], good[:n], chi2[:n])
     kernel = Kernel(np.tensordot(solution.shape_terms, basis.images, 1), order, science.shape, table)
     summary = {
@@ -108,6 +118,11 @@ def fit_kernel(
         "kernel_order": float(order),
     }
     return kernel, Surface(solution.background, solution.background_order, science.shape), summary
+
+
+def _is_noisier(template: Exposure, science: Exposure, solution: _Solution) -> bool:
+    noise, template_noise = sky_variances(science, template)
+    return bool(template_noise * solution.shape_terms[0, 0] ** 2 > _NOISIER * noise)
 
 
 def _order(wanted: int | None, stamps: int) -> int:
@@ -137,7 +152,8 @@ def _cut(science: Exposure, template: Exposure, basis: Basis, fwhm: float) -> St
     pixels = (2 * half + 1) ** 2
     data = np.where(masked, 0, data).astype(np.float32).reshape(len(x), pixels)
     model = model.reshape(len(x), len(basis.images), pixels)
-    return Stamps(x, y, data, weight.reshape(len(x), pixels), model, core)
+    template_noise = np.where(masked, 0, template_noise).astype(np.float32).reshape(len(x), pixels)
+    return Stamps(x, y, data, weight.reshape(len(x), pixels), model, template_noise, core)
 
 
 def _stack(plane: NDArray[Any], x: I8, y: I8, half: int) -> NDArray[Any]:
@@ -172,6 +188,7 @@ def _with_model_stamp(stamps: Stamps, science: Exposure, template: Exposure, bas
         np.concatenate([stamps.data, data.reshape(1, -1).astype(np.float32)]),
         np.concatenate([stamps.weight, weight]),
         np.concatenate([stamps.model, model]),
+        np.concatenate([stamps.noise, np.zeros_like(weight)]),
         stamps.core,
     )
 
@@ -233,8 +250,10 @@ def _solve(
     order: int,
     background_order: int,
     shape: tuple[int, int],
+    *,
+    unbiased: bool = False,
 ) -> _Solution:
-    """Regularised weighted least squares for kernel and background."""
+    """Regularised weighted least squares for kernel and background; see `_less_noise` for `unbiased`."""
     nb = len(basis.images)
     x, y = stamps.x.astype(float), stamps.y.astype(float)
     terms, levels = polynomial_terms(x, y, shape, order), polynomial_terms(x, y, shape, background_order)
@@ -260,12 +279,31 @@ def _solve(
     scale = np.sqrt(np.diag(matrix))
     scale[scale == 0] = 1.0
     normed = matrix / np.outer(scale, scale) + 1e-10 * np.eye(len(scale))
-    theta = scipy.linalg.solve(normed, vector / scale, assume_a="pos") / scale
+    if unbiased:
+        power = (stamps.weight[good] * stamps.noise[good]).sum(1, dtype=np.float64)
+        shared = np.pad(np.einsum("iyx,jyx->ij", basis.images, basis.images, dtype=np.float64), (0, 1))
+        noise = np.tensordot(power, pairs, (0, 0))[function[:, None], function] * shared[image[:, None], image]
+        theta = _less_noise(normed, noise / np.outer(scale, scale), vector / scale) / scale
+    else:
+        theta = scipy.linalg.solve(normed, vector / scale, assume_a="pos") / scale
     shape_terms = np.zeros((nt, nb))
     shape_terms[0, 0] = theta[0]
     shape_terms[:, 1:] = theta[1 : 1 + nt * (nb - 1)].reshape(nt, nb - 1)
     background = theta[1 + nt * (nb - 1) :]
     return _Solution(shape_terms, background, background_order, terms @ shape_terms, levels @ background)
+
+
+def _less_noise(matrix: F8, noise: F8, vector: F8) -> F8:
+    """Solution of normal equations, the matrix less the power that noise has in it.
+
+    Noise in the models adds to their power and not to what they share with
+    the data, so that least squares makes the kernel too faint (regression
+    dilution): by 1.5 % in simulated pairs whose template is the noisier
+    image, and 0.6 % so. In other pairs the noise that the kernel gains costs
+    more than the bias.
+    """
+    part, modes = scipy.linalg.eigh(noise, matrix)
+    return np.asarray(modes @ ((modes.T @ vector) / np.maximum(1 - part, _LEAST_SIGNAL)))
 
 
 def _residuals(stamps: Stamps, solution: _Solution) -> F4:

@@ -10,6 +10,7 @@ from scipy.signal import fftconvolve
 
 from apflow.errors import DataError
 from apflow.model.kernel import Kernel
+from apflow.pixels import matching
 from apflow.pixels.basis import make_basis
 from apflow.pixels.convolve import convolve, convolve_varying, grow, smooth
 from apflow.pixels.matching import fit_kernel
@@ -40,6 +41,18 @@ def test_kernel_sum_is_the_flux_ratio_everywhere() -> None:
     assert summary["kernel_sum"] == pytest.approx(4.0, rel=0.01)
     for at in ((0.0, 0.0), (255.0, 100.0)):
         assert kernel.at(*at).sum() == pytest.approx(summary["kernel_sum"], rel=1e-6)
+
+
+def test_noise_of_the_convolved_image_takes_nothing_from_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least squares with noise in the models makes their coefficients too small."""
+    pairs = [pair(seed=seed, snr=(), stars=150, sky=(250.0, 4000.0)) for seed in range(8)]
+
+    def mean_sum() -> float:
+        return float(np.mean([fit_kernel(p.science, p.template)[2]["kernel_sum"] for p in pairs]))
+
+    assert mean_sum() == pytest.approx(1.0, abs=0.003)
+    monkeypatch.setattr(matching, "_NOISIER", np.inf)
+    assert mean_sum() < 0.992
 
 
 def test_kernel_follows_a_varying_psf() -> None:
